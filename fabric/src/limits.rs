@@ -1,0 +1,94 @@
+//! Every bound of the fabric in one place. A value beyond its bound is refused at the door, with a clear error.
+
+use std::time::Duration;
+
+/// Longest name of a tenant, machine, node, image or network (an RFC 1123 label).
+pub const NAME_BYTES_MAX: usize = 63;
+/// Most labels on one object.
+pub const LABELS_MAX: usize = 32;
+/// Longest label key.
+pub const LABEL_KEY_BYTES_MAX: usize = 63;
+/// Longest label value.
+pub const LABEL_VALUE_BYTES_MAX: usize = 255;
+/// Most arguments of a machine's command.
+pub const COMMAND_ARGS_MAX: usize = 256;
+/// Bytes of a machine's whole command.
+pub const COMMAND_BYTES_MAX: usize = 32 * 1024;
+/// Most environment variables of a machine.
+pub const ENV_MAX: usize = 256;
+/// Bytes of a machine's whole environment.
+pub const ENV_BYTES_MAX: usize = 32 * 1024;
+/// Most published ports of a machine.
+pub const PUBLISH_MAX: usize = 32;
+/// Most machines in one cluster.
+pub const MACHINES_MAX: usize = 100_000;
+/// Most admitted nodes in one cluster.
+pub const NODES_MAX: usize = 5_000;
+/// Most tenants.
+pub const TENANTS_MAX: usize = 10_000;
+/// Most live tokens.
+pub const TOKENS_MAX: usize = 10_000;
+/// Most images named in the ledger.
+pub const IMAGES_MAX: usize = 10_000;
+/// Machines in one placement batch.
+pub const PLACE_BATCH_MAX: usize = 64;
+/// Candidate nodes of one machine in a placement.
+pub const PLACE_CANDIDATES_MAX: usize = 8;
+/// Takeovers of machines in flight per caretaker, so that a dead zone does not stampede.
+pub const TAKEOVERS_IN_FLIGHT_MAX: usize = 64;
+/// Idempotency records kept.
+pub const IDEMPOTENCY_RECORDS_MAX: usize = 100_000;
+/// How long an idempotency record answers.
+pub const IDEMPOTENCY_TTL: Duration = Duration::from_secs(24 * 3600);
+/// Audit entries kept in the state.
+pub const AUDIT_ENTRIES_MAX: usize = 10_000;
+
+/// Bytes of one framed message or record, header included.
+pub const FRAME_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Bytes of one ledger command.
+pub const COMMAND_FRAME_BYTES_MAX: usize = 256 * 1024;
+/// Bytes of one chunk of a snapshot, image or layer on the wire.
+pub const CHUNK_BYTES: usize = 1024 * 1024;
+/// Bytes a node may gossip about itself.
+pub const GOSSIP_STATE_BYTES_MAX: usize = 4 * 1024;
+/// Bytes of one gossip message (a digest of a full cell fits).
+pub const GOSSIP_MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Bytes of one membership datagram: fits a QUIC datagram on any path of 1280 bytes.
+pub const DATAGRAM_BYTES_MAX: usize = 1100;
+/// Requests of one peer served at once; a further one waits in its own stream.
+pub const PEER_STREAMS_MAX: u32 = 256;
+/// Connections a node keeps open.
+pub const CONNECTIONS_MAX: usize = 2_048;
+/// Handshakes under way at once.
+pub const HANDSHAKES_MAX: usize = 256;
+/// Nodes that gossip full state with each other.
+pub const CELL_NODES_MAX: usize = 500;
+/// Events kept for clients that resume.
+pub const EVENTS_MAX: usize = 10_000;
+/// Operations remembered per node.
+pub const OPERATIONS_MAX: usize = 1_000;
+
+/// How long a lease lasts (design section 7).
+pub const LEASE_TTL: Duration = Duration::from_secs(6);
+/// A lease is renewed this often.
+pub const LEASE_RENEW: Duration = Duration::from_secs(2);
+/// The supervisor freezes an exclusive machine this long before its lease expires.
+pub const LEASE_FREEZE_MARGIN: Duration = Duration::from_millis(1_500);
+/// The supervisor kills an exclusive machine that is not frozen this long before its lease expires.
+pub const LEASE_KILL_MARGIN: Duration = Duration::from_millis(500);
+/// A leader refuses a takeover while it has heard from the owner within this time.
+pub const HEARD_FROM_OWNER: Duration = Duration::from_secs(3);
+/// Default length of a planned absence.
+pub const ABSENCE: Duration = Duration::from_secs(60);
+/// Longest planned absence.
+pub const ABSENCE_MAX: Duration = Duration::from_secs(3600);
+/// Caretakers sweep this often without a hint.
+pub const SWEEP: Duration = Duration::from_secs(5);
+/// Lifetime of a node certificate.
+pub const CERTIFICATE_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Clocks may differ this much at a join.
+pub const CLOCK_SKEW_MAX: Duration = Duration::from_secs(300);
+/// Default deadline of a request between nodes.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Default deadline of a ledger write as a client sees it.
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -1,0 +1,1 @@
+//! How the fabric reaches a machine's network namespace. What is absent: this package never reads Raft.

@@ -1,0 +1,1 @@
+//! Cluster stories on real processes.
