@@ -8,6 +8,7 @@ compile_error!(
     "build with --cfg tokio_unstable: .cargo/config.toml says so, and RUSTFLAGS in the environment overrides it"
 );
 
+pub mod human;
 pub mod ids;
 pub mod limits;
 pub mod model;

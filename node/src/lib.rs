@@ -1,1 +1,8 @@
-//! A node of the fabric.
+//! A node of the fabric: where machines go, who runs them, and how people ask for it.
+//!
+//! What is absent: this package never opens a socket between nodes (that is `fabric::transport`) and never sees
+//! openraft's types. Decisions (`schedule`, `reconcile`, `caretaker`) are pure; drivers beside them run the effects.
+
+pub mod caretaker;
+pub mod reconcile;
+pub mod schedule;

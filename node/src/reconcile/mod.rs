@@ -1,0 +1,168 @@
+//! What a node does about its machines: a pure function from desired and observed to actions.
+//!
+//! Wake-ups carry no data: each run compares everything, so that the happy path, a restart of the daemon and the mending
+//! after a crash are one path (design section 6). A machine is stopped or destroyed only on a positive record that names
+//! another owner or asks for it, never because a record is absent: what no record names is asked about first.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use fabric::ids::{MachineId, NodeId};
+use fabric::model::{Desired, MachineRecord, Placement};
+
+/// What this node has of a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// A disk and no process.
+    Down,
+    /// Its supervisor lives: it runs, or waits for its next start by the restart policy.
+    Up,
+    /// Its supervisor lives and holds it frozen.
+    Frozen,
+    /// Ended for good by its restart policy.
+    Ended,
+}
+
+/// A machine as the runtime found it on this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Local {
+    /// The epoch at which it was last started here.
+    pub epoch: u64,
+    /// The requested restarts that it has seen.
+    pub restarts: u64,
+    /// What it is doing.
+    pub phase: Phase,
+}
+
+/// Everything that the decision needs.
+#[derive(Debug)]
+pub struct Facts<'a> {
+    /// This node.
+    pub me: NodeId,
+    /// Records that name this node as owner, former owner or destination, and others that were asked for.
+    pub records: &'a BTreeMap<MachineId, MachineRecord>,
+    /// What the runtime holds.
+    pub locals: &'a BTreeMap<MachineId, Local>,
+    /// Machines that an action or a move works on now: left alone.
+    pub busy: &'a BTreeSet<MachineId>,
+    /// Machines of which a linearizable read has said that no record exists.
+    pub known_absent: &'a BTreeSet<MachineId>,
+    /// This node holds a lease whose revision covers the records: exclusive machines may start.
+    pub leased: bool,
+}
+
+/// One step. Each is idempotent: the next run looks again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Prepare the disk and start at this epoch. `clean` means: what lies here from an earlier epoch is quarantined first.
+    Start {
+        /// The machine.
+        machine: MachineId,
+        /// The epoch to start at.
+        epoch: u64,
+        /// Quarantine what is here first.
+        clean: bool,
+    },
+    /// Tell the ledger that it runs.
+    Confirm(MachineId, u64),
+    /// Stop and start again, on request.
+    Restart(MachineId),
+    /// Stop, keep the disk.
+    Stop(MachineId),
+    /// Stop, destroy the disk, then tell the ledger so.
+    Destroy(MachineId, u64),
+    /// The user deleted it: nothing is left here, tell the ledger.
+    Forget(MachineId, u64),
+    /// Another node owns it: stop it, keep its disk aside.
+    Quarantine(MachineId),
+    /// Moved away and running there: the copy here is not needed any more.
+    Discard(MachineId),
+    /// No record names it: ask the ledger, linearizably.
+    Ask(MachineId),
+    /// The lease names this owner again: let it run.
+    Thaw(MachineId),
+}
+
+/// Compares and decides.
+pub fn decide(facts: &Facts<'_>) -> Vec<Action> {
+    let ids: BTreeSet<_> = facts.records.keys().chain(facts.locals.keys()).copied().collect();
+    ids.into_iter().filter(|id| !facts.busy.contains(id)).filter_map(|id| one(facts, id)).collect()
+}
+
+fn one(facts: &Facts<'_>, id: MachineId) -> Option<Action> {
+    let local = facts.locals.get(&id);
+    let Some(record) = facts.records.get(&id) else {
+        // Nothing is known. Only a linearizable "there is none" lets the copy go, and then it is kept aside for a while.
+        local?;
+        return Some(if facts.known_absent.contains(&id) { Action::Quarantine(id) } else { Action::Ask(id) });
+    };
+    match &record.placement {
+        Some(placement) if placement.node == facts.me => own(facts, record, placement, local),
+        Some(placement) => foreign(facts, record, placement, *local?),
+        // Between two owners: the former one stops at the record that released it.
+        None => (*local?).stale(record.epoch).then_some(Action::Stop(id)),
+    }
+}
+
+impl Local {
+    fn runs(self) -> bool {
+        matches!(self.phase, Phase::Up | Phase::Frozen)
+    }
+    fn stale(self, epoch: u64) -> bool {
+        self.runs() && self.epoch <= epoch
+    }
+}
+
+fn own(facts: &Facts<'_>, record: &MachineRecord, placement: &Placement, local: Option<&Local>) -> Option<Action> {
+    let id = record.id;
+    if record.desired == Desired::Deleted {
+        return Some(match local {
+            Some(_) => Action::Destroy(id, placement.epoch),
+            None => Action::Forget(id, placement.epoch),
+        });
+    }
+    if record.desired == Desired::Stopped {
+        return match local {
+            Some(local) if local.runs() => Some(Action::Stop(id)),
+            // A stopped machine is settled too: whoever waits for a move or a placement learns it.
+            _ if !placement.confirmed => Some(Action::Confirm(id, placement.epoch)),
+            _ => None,
+        };
+    }
+    let may_start = !record.spec.exclusive || facts.leased;
+    let start = |clean| may_start.then_some(Action::Start { machine: id, epoch: placement.epoch, clean });
+    match local {
+        None => start(false),
+        Some(local) if local.epoch < placement.epoch && local.runs() => Some(Action::Stop(id)),
+        Some(local) if local.epoch < placement.epoch => start(placement.fresh),
+        Some(local) if local.runs() && local.restarts < record.restarts => Some(Action::Restart(id)),
+        Some(local) => match local.phase {
+            Phase::Down => start(false),
+            Phase::Ended if local.restarts < record.restarts => start(false),
+            Phase::Frozen if may_start && placement.moving.is_none() => Some(Action::Thaw(id)),
+            Phase::Up | Phase::Ended if !placement.confirmed => Some(Action::Confirm(id, placement.epoch)),
+            _ => None,
+        },
+    }
+}
+
+fn foreign(facts: &Facts<'_>, record: &MachineRecord, placement: &Placement, local: Local) -> Option<Action> {
+    let id = record.id;
+    if placement.moving.is_some_and(|moving| moving.to == facts.me) {
+        return None; // prepared here, not ours yet: the move's own driver decides
+    }
+    if local.epoch >= placement.epoch {
+        return None; // our view is older than what runs here: wait for the record
+    }
+    if local.runs() {
+        return Some(Action::Stop(id));
+    }
+    match placement.previous {
+        // The new owner has not said that it runs: the disk here may still be the only good one.
+        Some(previous) if previous.node == facts.me && !placement.confirmed && !placement.fresh => None,
+        _ if placement.fresh => Some(Action::Quarantine(id)),
+        _ => Some(Action::Discard(id)),
+    }
+}
+
+#[cfg(test)]
+mod tests;
