@@ -5,4 +5,5 @@
 
 pub mod caretaker;
 pub mod reconcile;
+pub mod runtime;
 pub mod schedule;
