@@ -3,7 +3,9 @@
 //! What is absent: this package never opens a socket between nodes (that is `fabric::transport`) and never sees
 //! openraft's types. Decisions (`schedule`, `reconcile`, `caretaker`) are pure; drivers beside them run the effects.
 
+pub mod api;
 pub mod caretaker;
+pub mod limits;
 pub mod reconcile;
 pub mod runtime;
 pub mod schedule;

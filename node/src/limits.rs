@@ -1,0 +1,42 @@
+//! Bounds of the node's own doors: the admin port and what passes it. The fabric's are in `fabric::limits`.
+
+use std::time::Duration;
+
+/// Bytes of a request's body.
+pub const API_BODY_BYTES_MAX: usize = 256 * 1024;
+/// Bytes of a request's head.
+pub const API_HEAD_BYTES_MAX: usize = 32 * 1024;
+/// A client sends its head within this time; an idle connection is closed after it, too.
+pub const API_HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+/// A client sends its body within this time.
+pub const API_BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// A request without a stream is answered within this time.
+pub const API_REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// One request waits for a state at most this long; a client asks again.
+pub const API_WAIT_MAX: Duration = Duration::from_secs(25);
+/// Without a wake-up a waiting request looks again this often: observed state of other nodes wakes nobody here.
+pub const API_WAIT_LOOK: Duration = Duration::from_millis(100);
+/// Connections of root at the unix socket.
+pub const API_ROOT_CONNECTIONS_MAX: usize = 1_024;
+/// Connections of all others at the unix socket.
+pub const API_USER_CONNECTIONS_MAX: usize = 128;
+/// Connections at the TCP port.
+pub const API_TCP_CONNECTIONS_MAX: usize = 1_024;
+/// Open event streams, logs, execs and forwards.
+pub const API_STREAMS_MAX: usize = 512;
+/// Items of one page.
+pub const API_LIST_MAX: usize = 1_000;
+/// Items of one page when the client names no limit.
+pub const API_LIST_DEFAULT: usize = 500;
+/// Label conditions of one list.
+pub const API_LABEL_FILTERS_MAX: usize = 16;
+/// Bytes of an `Idempotency-Key`.
+pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
+/// Longest life of a join token.
+pub const TOKEN_TTL_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Most admissions of one join token.
+pub const TOKEN_USES_MAX: u32 = 5_000;
+/// Paths of one `image from-host`.
+pub const IMAGE_PATHS_MAX: usize = 256;
+/// Bytes of an answer that a client takes into memory.
+pub const CLIENT_ANSWER_BYTES_MAX: usize = 64 << 20;
