@@ -138,7 +138,7 @@ pub struct Failure {
     /// What kind.
     pub class: Class,
     /// Code, words, field, value and next step.
-    pub refusal: Refusal,
+    pub refusal: Box<Refusal>,
 }
 
 impl Failure {
@@ -189,14 +189,14 @@ impl Failure {
 
     /// Adds the next step.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.refusal = self.refusal.hint(hint);
+        self.refusal.hint = Some(hint.into());
         self
     }
 }
 
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
-        Failure { class: Class::of_code(&refusal.code), refusal }
+        Failure { class: Class::of_code(&refusal.code), refusal: Box::new(refusal) }
     }
 }
 
@@ -211,10 +211,8 @@ impl From<CallError> for Failure {
         match error {
             CallError::Refused(refusal) => refusal.into(),
             CallError::Unreachable { .. } => Failure::unreachable(error.to_string()).hint("smartnode node list"),
-            CallError::Timeout { after, .. } => {
-                Failure { refusal: Refusal::new("timeout", error.to_string()), ..Failure::timeout("a node", after) }
-                    .hint("it may still have been done: look before you repeat it")
-            }
+            CallError::Timeout { .. } => Failure::new("timeout", error.to_string())
+                .hint("it may still have been done: look before you repeat it"),
             CallError::Garbled { .. } => Failure::internal(error.to_string()).hint("do all nodes run one version?"),
         }
     }

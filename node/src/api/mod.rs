@@ -7,3 +7,4 @@
 pub mod backend;
 pub mod failure;
 pub mod frames;
+pub mod types;
