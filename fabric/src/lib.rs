@@ -9,9 +9,11 @@ compile_error!(
 );
 
 pub mod human;
+pub mod identity;
 pub mod ids;
 pub mod limits;
 pub mod model;
 pub mod rpc;
 pub mod seams;
+pub mod token;
 pub mod wire;

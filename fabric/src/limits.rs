@@ -92,3 +92,12 @@ pub const CLOCK_SKEW_MAX: Duration = Duration::from_secs(300);
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Default deadline of a ledger write as a client sees it.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// CAs that a node trusts at once.
+pub const CAS_MAX: usize = 8;
+/// Tombstones that a node keeps.
+pub const TOMBSTONES_MAX: usize = 10_000;
+/// Bytes of one certificate.
+pub const CERTIFICATE_BYTES_MAX: usize = 4 * 1024;
+/// A certificate begins this long before it is issued, since clocks differ.
+pub const CERTIFICATE_BACKDATE: Duration = Duration::from_secs(300);
