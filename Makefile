@@ -1,0 +1,34 @@
+# Two commands do all their own set-up on a fresh Debian 12 with Rust: `make demo` and `make test`.
+
+.PHONY: help demo test build bench sim fmt setup tools clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: setup ## build, then a throw-away fabric of three nodes: join, run, fail over
+	cargo build --release --locked -p smartnode
+	target/release/smartnode demo
+
+test: setup tools ## formatting, lints, licences, all tests, the simulator's determinism check
+	./scripts/test
+
+build: ## the binary, optimised
+	cargo build --release --locked -p smartnode
+
+bench: setup ## the README's table of figures
+	./scripts/bench
+
+sim: ## a swarm of simulated clusters
+	cargo run --release --locked -p smartnode-sim -- swarm --seeds 100
+
+fmt: ## format the sources
+	cargo fmt --all
+
+setup:
+	@./scripts/setup packages
+
+tools:
+	@./scripts/setup tools
+
+clean: ## remove what was built
+	cargo clean
