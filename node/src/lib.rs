@@ -6,6 +6,8 @@
 pub mod api;
 pub mod caretaker;
 pub mod limits;
+pub mod lab;
+pub mod node;
 pub mod reconcile;
 pub mod runtime;
 pub mod schedule;

@@ -1,0 +1,155 @@
+//! What a node keeps about itself: which cluster it belongs to, and how far it got in becoming a member.
+//!
+//! The file `cluster` is the commit point of `init` and `join`: everything else is written before it, so that a crash at
+//! any step leaves either nothing that counts, or a member. Its key, certificate and trust have files of their own.
+
+use std::io;
+
+use fabric::ids::{ClusterId, NodeId};
+use fabric::model::{Labels, Name, Role};
+use fabric::records;
+use fabric::seams::Disk;
+use fabric::wire::{self, WireError};
+use rkyv::{Archive, Deserialize, Serialize};
+use thiserror::Error;
+
+const FILE: &str = "cluster";
+/// Peers remembered for the next start.
+pub const PEERS_MAX: usize = 64;
+
+/// A node's own description, as of its last start.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct ClusterFileV1 {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// This node's name, as admitted.
+    pub name: Name,
+    /// What it was admitted as.
+    pub role: Role,
+    /// Failure domain.
+    pub zone: String,
+    /// Operator's labels.
+    pub labels: Labels,
+    /// `ip:port` at which peers reach it.
+    pub advertise: String,
+    /// Grows at every start; membership tells a restart by it.
+    pub incarnation: u64,
+    /// The framed first command of a cluster whose `init` has not been committed yet.
+    pub founding: Option<Vec<u8>>,
+    /// Peers seen last, for the next start.
+    pub peers: Vec<(NodeId, String)>,
+}
+/// Current version of the file.
+pub type ClusterFile = ClusterFileV1;
+
+records!(ClusterFileV1 = (360, 1));
+
+/// Why the data directory cannot be used.
+#[derive(Debug, Error)]
+pub enum DirError {
+    /// The disk failed.
+    #[error("cannot {what} {file} in the data directory")]
+    Disk {
+        /// Read or write.
+        what: &'static str,
+        /// The file.
+        file: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A later program wrote it.
+    #[error("the data directory was written by a newer smartnode: upgrade this program, or use another --data-dir")]
+    Newer(#[source] WireError),
+    /// Bits have changed.
+    #[error("{file} in the data directory is damaged")]
+    Damaged {
+        /// The file.
+        file: &'static str,
+        /// How it shows.
+        #[source]
+        source: WireError,
+    },
+}
+
+impl ClusterFileV1 {
+    /// Reads the file; none when this directory belongs to no cluster.
+    ///
+    /// # Errors
+    /// See [`DirError`].
+    pub fn load(disk: &dyn Disk) -> Result<Option<Self>, DirError> {
+        let content = disk.read(FILE).map_err(|source| DirError::Disk { what: "read", file: FILE, source })?;
+        content.map(|frame| wire::decode::<Self>(&frame).map_err(newer_or_damaged)).transpose()
+    }
+
+    /// Replaces the file.
+    ///
+    /// # Errors
+    /// When the disk fails; the old content is still there then.
+    pub fn save(&self, disk: &dyn Disk) -> Result<(), DirError> {
+        let frame = wire::encode(self);
+        disk.write(FILE, &frame).map_err(|source| DirError::Disk { what: "write", file: FILE, source })
+    }
+
+    /// The incarnation of the next start: later than the last one, and by the wall clock where that goes forward.
+    pub fn next_incarnation(&self, wall_ms: u64) -> u64 {
+        wall_ms.max(self.incarnation + 1)
+    }
+}
+
+fn newer_or_damaged(source: WireError) -> DirError {
+    match source {
+        WireError::Protocol(_) => DirError::Newer(source),
+        WireError::Type { found_type, found_version, want_type, want_version }
+            if found_type == want_type && found_version > want_version =>
+        {
+            DirError::Newer(source)
+        }
+        source => DirError::Damaged { file: FILE, source },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fabric::seams::real::Directory;
+
+    fn file() -> ClusterFile {
+        ClusterFile {
+            cluster: ClusterId([1; 16]),
+            name: "n1".parse().unwrap(),
+            role: Role::Voter,
+            zone: "z".into(),
+            labels: Labels::new(),
+            advertise: "127.0.0.1:7420".into(),
+            incarnation: 5,
+            founding: Some(vec![1, 2]),
+            peers: vec![(NodeId([2; 32]), "127.0.0.1:7430".into())],
+        }
+    }
+
+    #[test]
+    fn it_survives_and_tells_damage_from_a_newer_version() {
+        let temporary = tempfile::tempdir().unwrap();
+        let disk = Directory::open(temporary.path()).unwrap();
+        assert_eq!(ClusterFile::load(&disk).unwrap(), None);
+        file().save(&disk).unwrap();
+        assert_eq!(ClusterFile::load(&disk).unwrap(), Some(file()));
+
+        let mut frame = wire::encode(&file());
+        frame[60] ^= 1;
+        disk.write(FILE, &frame).unwrap();
+        assert!(matches!(ClusterFile::load(&disk), Err(DirError::Damaged { .. })));
+
+        let mut later = wire::encode(&file());
+        later[4] = 2;
+        disk.write(FILE, &later).unwrap();
+        assert!(matches!(ClusterFile::load(&disk), Err(DirError::Newer(_))));
+    }
+
+    #[test]
+    fn incarnations_only_grow() {
+        assert_eq!(file().next_incarnation(3), 6);
+        assert_eq!(file().next_incarnation(100), 100);
+    }
+}
