@@ -5,8 +5,9 @@
 
 pub mod api;
 pub mod caretaker;
-pub mod limits;
+pub mod host;
 pub mod lab;
+pub mod limits;
 pub mod node;
 pub mod reconcile;
 pub mod runtime;

@@ -1,0 +1,258 @@
+//! A fabric of real daemons, and what a user would type at it.
+#![expect(clippy::disallowed_methods, reason = "drives real processes")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+use smartnode::lab::{Isolation, Lab};
+use tempfile::TempDir;
+
+use crate::poll;
+
+/// The program under test: `smartnode` from the same target directory as the test.
+///
+/// # Panics
+/// When it is not built (nextest builds it with the workspace).
+pub fn smartnode() -> PathBuf {
+    let mut directory = std::env::current_exe().expect("a test has a path");
+    directory.pop();
+    if directory.ends_with("deps") {
+        directory.pop();
+    }
+    let program = directory.join("smartnode");
+    assert!(program.exists(), "{} is not built: cargo build -p smartnode", program.display());
+    program
+}
+
+/// What a command of the CLI gave.
+#[derive(Debug)]
+pub struct Reply {
+    /// Exit code.
+    pub code: i32,
+    /// Data.
+    pub stdout: String,
+    /// Everything else.
+    pub stderr: String,
+}
+
+impl Reply {
+    /// The data as JSON.
+    ///
+    /// # Panics
+    /// When it is none, with what the command said.
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error} in {self:?}"))
+    }
+
+    /// Asserts success.
+    ///
+    /// # Panics
+    /// When the command failed.
+    pub fn ok(self) -> Self {
+        assert_eq!(self.code, 0, "{self:?}");
+        self
+    }
+}
+
+/// A fabric whose nodes are called n1, n2, ... and numbered from 0.
+pub struct Cluster {
+    /// The hosts.
+    pub lab: Lab,
+    directory: TempDir,
+}
+
+impl Cluster {
+    /// Hosts without daemons.
+    ///
+    /// # Panics
+    /// When the hosts cannot be made.
+    pub fn hosts(count: usize, tag: &str) -> Self {
+        let directory = tempfile::Builder::new().prefix("smartnode-test-").tempdir().expect("a temporary directory");
+        let mut lab = Lab::new(tag, directory.path(), &smartnode(), Isolation::Namespaces).expect("a lab");
+        for _ in 0..count {
+            lab.add_host().expect("a host");
+        }
+        Cluster { lab, directory }
+    }
+
+    /// A fabric of `count` joined nodes that tolerates what its size allows.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn of(count: usize, tag: &str) -> Self {
+        let mut cluster = Cluster::hosts(count, tag);
+        cluster.init();
+        if count > 1 {
+            let token = cluster.token(count as u32 - 1);
+            for at in 1..count {
+                cluster.join(at, &token);
+            }
+            cluster.wait_members(count);
+        }
+        if count >= 3 {
+            cluster.cli(0, &["status", "--wait-tolerance", "1", "--timeout", "60s"]).ok();
+        }
+        cluster
+    }
+
+    /// A file's place beside the hosts' data.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// `init` on the first host.
+    ///
+    /// # Panics
+    /// When it does not get ready.
+    pub fn init(&mut self) {
+        self.lab.start_daemon(0, &["init"]).expect("a daemon");
+        self.wait_ready(0);
+    }
+
+    /// A token for `uses` voters.
+    ///
+    /// # Panics
+    /// When none is given.
+    pub fn token(&self, uses: u32) -> String {
+        let made = self.cli(0, &["token", "create", "--uses", &uses.to_string(), "-o", "json"]).ok().json();
+        made["token"].as_str().expect("a token").to_owned()
+    }
+
+    /// `join` to the first host, in the background.
+    ///
+    /// # Panics
+    /// When the daemon cannot be started.
+    pub fn join(&mut self, at: usize, token: &str) {
+        let peer = format!("{}:7420", self.lab.host(0).address);
+        self.lab.start_daemon(at, &["join", &peer, "--token", token]).expect("a daemon");
+    }
+
+    /// `start` from the data directory.
+    ///
+    /// # Panics
+    /// When the daemon cannot be started.
+    pub fn start(&mut self, at: usize) {
+        self.lab.start_daemon(at, &["start"]).expect("a daemon");
+    }
+
+    /// Runs the CLI on a host to its end.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn cli(&self, at: usize, arguments: &[&str]) -> Reply {
+        let output = self.lab.client(at, arguments).stdin(Stdio::null()).output().expect("the CLI runs");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let code = output.status.code().unwrap_or(-1);
+        Reply { code, stdout: text(&output.stdout), stderr: text(&output.stderr) }
+    }
+
+    /// Runs a program in a host's network.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn run_on(&self, at: usize, program: &str, arguments: &[&str]) -> Reply {
+        let output = self.lab.on(at, Path::new(program)).args(arguments).output().expect("the program runs");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let code = output.status.code().unwrap_or(-1);
+        Reply { code, stdout: text(&output.stdout), stderr: text(&output.stderr) }
+    }
+
+    /// A command prepared for a host's network, to be run in the background.
+    pub fn command_on(&self, at: usize, program: &str) -> Command {
+        self.lab.on(at, Path::new(program))
+    }
+
+    /// SIGKILL for the daemon alone.
+    pub fn kill_daemon(&mut self, at: usize) {
+        self.lab.kill_daemon(at);
+    }
+
+    /// SIGKILL for daemon, supervisors and machines.
+    pub fn kill_host(&mut self, at: usize) {
+        self.lab.kill_host(at);
+    }
+
+    /// What the daemon has said.
+    pub fn log(&self, at: usize) -> String {
+        std::fs::read_to_string(&self.lab.host(at).log).unwrap_or_default()
+    }
+
+    /// Waits until a host's daemon serves.
+    ///
+    /// # Panics
+    /// When it does not within 30 s, with its log.
+    pub fn wait_ready(&mut self, at: usize) {
+        let what = format!("n{} is ready", at + 1);
+        poll::until(&what, Duration::from_secs(30), || {
+            if let Some(status) = self.lab.daemon_ended(at) {
+                panic!("the daemon of n{} ended with {status}:\n{}", at + 1, self.log(at));
+            }
+            (self.cli(at, &["status", "-o", "json"]).code == 0).then_some(())
+        });
+    }
+
+    /// How many nodes a host holds for alive; none when it does not answer.
+    pub fn alive(&self, at: usize) -> Option<usize> {
+        let reply = self.cli(at, &["node", "list", "-o", "json"]);
+        if reply.code != 0 {
+            return None;
+        }
+        let nodes = reply.json();
+        Some(nodes["items"].as_array()?.iter().filter(|node| node["liveness"] == "alive").count())
+    }
+
+    /// Waits until a host sees exactly `count` nodes alive.
+    ///
+    /// # Panics
+    /// When it does not within a minute.
+    pub fn wait_alive(&self, at: usize, count: usize) -> Duration {
+        let what = format!("n{} sees {count} nodes alive", at + 1);
+        poll::until(&what, Duration::from_secs(60), || (self.alive(at) == Some(count)).then_some(())).1
+    }
+
+    /// Waits until every one of the first `count` hosts sees all of them alive.
+    ///
+    /// # Panics
+    /// When they do not within a minute each.
+    pub fn wait_members(&self, count: usize) {
+        for at in 0..count {
+            self.wait_alive(at, count);
+        }
+    }
+
+    /// The leader's position, as a host knows it.
+    ///
+    /// # Panics
+    /// When there is none for half a minute.
+    pub fn leader(&self, asked: usize) -> usize {
+        let look = || {
+            let status = self.cli(asked, &["status", "-o", "json"]);
+            let status = (status.code == 0).then(|| status.json())?;
+            status["leader"].as_str()?.strip_prefix('n')?.parse::<usize>().ok().map(|number| number - 1)
+        };
+        poll::until("there is a leader", Duration::from_secs(30), look).0
+    }
+
+    /// Cuts a host off from all others, both ways.
+    ///
+    /// # Panics
+    /// When nft refuses.
+    pub fn isolate(&self, at: usize) {
+        for other in (0..self.lab.hosts().len()).filter(|other| *other != at) {
+            self.lab.cut(other, at).expect("nft");
+            self.lab.cut(at, other).expect("nft");
+        }
+    }
+
+    /// Ends every cut.
+    ///
+    /// # Panics
+    /// When nft refuses.
+    pub fn heal(&self) {
+        for at in 0..self.lab.hosts().len() {
+            self.lab.heal(at).expect("nft");
+        }
+    }
+}
