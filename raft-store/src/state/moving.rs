@@ -1,0 +1,101 @@
+//! Moves: announced with room reserved, then decided once, for the destination (SWITCH) or the source (ABORT).
+//!
+//! Whichever of the two is committed first decides: SWITCH changes the epoch that ABORT names, ABORT takes away the move
+//! that SWITCH names.
+
+use fabric::ids::{MachineId, MoveId, NodeId};
+use fabric::model::{Desired, MoveV1 as Move, Placement, PreviousV1 as Previous};
+use fabric::rpc::Refusal;
+
+use super::State;
+use super::placing::{not_settled, unsettled};
+use crate::codes;
+use crate::command::Outcome;
+
+impl State {
+    pub(super) fn move_begin(
+        &mut self,
+        machine: MachineId,
+        from_epoch: u64,
+        id: MoveId,
+        to: NodeId,
+    ) -> Result<Outcome, Refusal> {
+        let (record, placement) = self.placement_in(machine, from_epoch)?;
+        let refuse = |code, message: String| Err(Refusal::new(code, message).field("machine", &record.name));
+        match placement.moving {
+            Some(moving) if moving.id == id && moving.to == to => return Ok(self.owner_of(machine)),
+            Some(moving) => {
+                let to = self.name_of(moving.to);
+                return refuse(codes::MOVING, format!("machine {} is being moved to {to}", record.name));
+            }
+            None => {}
+        }
+        if record.desired == Desired::Deleted {
+            return refuse(codes::DELETED, format!("machine {} is being deleted", record.name));
+        }
+        if unsettled(&placement).is_some() {
+            return Err(not_settled(record));
+        }
+        if to == placement.node {
+            let owner = self.name_of(to);
+            return refuse(codes::PLACED, format!("machine {} is on {owner} already", record.name));
+        }
+        self.check_destination(record, to)?;
+        let since_ms = self.now_ms();
+        self.change_placement(machine, |placement| placement.moving = Some(Move { id, to, since_ms }));
+        Ok(self.owner_of(machine))
+    }
+
+    pub(super) fn move_switch(
+        &mut self,
+        actor: NodeId,
+        machine: MachineId,
+        id: MoveId,
+        from_epoch: u64,
+    ) -> Result<Outcome, Refusal> {
+        let (record, placement) = self.owned_placement(actor, machine, from_epoch)?;
+        let Some(moving) = placement.moving.filter(|moving| moving.id == id) else {
+            return Err(Refusal::new(codes::NO_MOVE, format!("move {} was given up", id.short()))
+                .field("machine", &record.name)
+                .hint("the source keeps the machine"));
+        };
+        let since_ms = self.now_ms();
+        self.change_machine(machine, |record| {
+            record.epoch += 1;
+            record.placement = Some(Placement {
+                node: moving.to,
+                epoch: record.epoch,
+                since_ms,
+                confirmed: false,
+                fresh: false,
+                previous: Some(Previous { node: placement.node, epoch: placement.epoch }),
+                moving: None,
+            });
+        });
+        Ok(self.owner_of(machine))
+    }
+
+    /// Idempotent while the source's epoch lasts: a source in doubt asks until it has an answer.
+    pub(super) fn move_abort(&mut self, machine: MachineId, id: MoveId, from_epoch: u64) -> Result<Outcome, Refusal> {
+        let (record, placement) = self.placement_in(machine, from_epoch)?;
+        match placement.moving {
+            Some(moving) if moving.id == id => {
+                self.change_placement(machine, |placement| placement.moving = None);
+                Ok(self.owner_of(machine))
+            }
+            Some(moving) => {
+                Err(Refusal::new(codes::NO_MOVE, format!("another move {} is under way", moving.id.short()))
+                    .field("machine", &record.name))
+            }
+            None => Ok(self.owner_of(machine)),
+        }
+    }
+
+    fn change_placement(&mut self, machine: MachineId, change: impl FnOnce(&mut Placement)) {
+        self.change_machine(machine, |record| {
+            if let Some(placement) = &mut record.placement {
+                change(placement);
+            }
+        });
+    }
+}
