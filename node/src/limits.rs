@@ -40,3 +40,7 @@ pub const TOKEN_USES_MAX: u32 = 5_000;
 pub const IMAGE_PATHS_MAX: usize = 256;
 /// Bytes of an answer that a client takes into memory.
 pub const CLIENT_ANSWER_BYTES_MAX: usize = 64 << 20;
+/// A stopping port waits this long for answers under way.
+pub const API_DRAIN: Duration = Duration::from_secs(2);
+/// A port that cannot accept tries again after this.
+pub const API_ACCEPT_REST: Duration = Duration::from_millis(100);

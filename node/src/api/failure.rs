@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use fabric::model::check::Invalid;
 use fabric::rpc::{CallError, Refusal};
+use raft_store::codes;
 use thiserror::Error;
 
 /// What kind of failure it is: one HTTP status and one exit code each.
@@ -16,6 +17,8 @@ pub enum Class {
     Invalid,
     /// The body exceeds its bound.
     TooLarge,
+    /// The client was too slow to send its request.
+    Slow,
     /// No or wrong credentials.
     Unauthenticated,
     /// Credentials that do not allow this.
@@ -46,6 +49,7 @@ impl Class {
         match self {
             Class::Invalid => 422,
             Class::TooLarge => 413,
+            Class::Slow => 408,
             Class::Unauthenticated => 401,
             Class::Denied => 403,
             Class::NotFound => 404,
@@ -67,7 +71,7 @@ impl Class {
             Class::NotFound => 3,
             Class::Unauthenticated | Class::Denied => 4,
             Class::Conflict | Class::Stale => 5,
-            Class::Timeout => 6,
+            Class::Timeout | Class::Slow => 6,
             Class::Busy | Class::Unreachable => 7,
         }
     }
@@ -77,6 +81,7 @@ impl Class {
         match self {
             Class::Invalid => "the request is invalid",
             Class::TooLarge => "the request is too large",
+            Class::Slow => "the request came too slowly",
             Class::Unauthenticated => "credentials are missing or wrong",
             Class::Denied => "not allowed",
             Class::NotFound => "not found",
@@ -98,7 +103,8 @@ impl Class {
             403 => Class::Denied,
             404 => Class::NotFound,
             405 => Class::Method,
-            408 | 504 => Class::Timeout,
+            408 => Class::Slow,
+            504 => Class::Timeout,
             409 => Class::Conflict,
             410 => Class::Gone,
             412 => Class::Stale,
@@ -114,18 +120,20 @@ impl Class {
     /// and its state says no.
     pub fn of_code(code: &str) -> Class {
         match code {
-            "invalid" | "usage" | "unknown-field" | "too-long" => Class::Invalid,
+            codes::INVALID | "unknown-field" => Class::Invalid,
             "too-large" => Class::TooLarge,
+            "slow-request" => Class::Slow,
+            "no-such-method" => Class::Method,
             "unauthenticated" => Class::Unauthenticated,
-            "denied" | "not-allowed" | "removed" => Class::Denied,
-            "stale" | "revision" => Class::Stale,
-            "gone" | "expired-cursor" => Class::Gone,
-            "busy" | "too-many" => Class::Busy,
+            codes::DENIED | codes::NODE_REMOVED => Class::Denied,
+            codes::TOKEN_WRONG | codes::TOKEN_EXPIRED | codes::TOKEN_USED_UP => Class::Denied,
+            codes::REVISION => Class::Stale,
+            "expired-cursor" => Class::Gone,
+            "busy" => Class::Busy,
             "timeout" => Class::Timeout,
-            "unreachable" | "no-leader" | "not-ready" | "no-quorum" => Class::Unreachable,
+            "unreachable" | "no-leader" | "not-ready" | "no-quorum" | codes::NOT_INITIALIZED => Class::Unreachable,
             "internal" | "damaged" => Class::Internal,
-            "not-found" | "unknown-request" => Class::NotFound,
-            _ if code.starts_with("no-such-") || code.ends_with("-not-found") => Class::NotFound,
+            codes::NOT_FOUND | codes::NO_MOVE => Class::NotFound,
             _ => Class::Conflict,
         }
     }

@@ -5,6 +5,21 @@
 //! What is absent: nothing here reads the ledger, gossip or a machine; nothing here decides.
 
 pub mod backend;
+mod extract;
 pub mod failure;
 pub mod frames;
+mod gate;
+mod handlers;
+mod metrics;
+mod port;
+mod respond;
+mod rights;
+mod router;
 pub mod types;
+mod waiting;
+
+pub use extract::IDEMPOTENCY_KEY;
+pub use handlers::streams::UPGRADE_PROTOCOL;
+pub use port::{AdminPort, PortConfig, PortError};
+pub use respond::PROBLEM_JSON;
+pub use router::{openapi, openapi_json};

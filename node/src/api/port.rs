@@ -1,0 +1,263 @@
+//! The listeners and connections of the admin port.
+//!
+//! hyper serves the accepted streams directly, since `axum::serve` has no time limit on a request's head. Root's
+//! connections, other users' and the TCP port's are counted apart, so that nobody can lock root out.
+#![expect(clippy::disallowed_methods, reason = "binds the admin socket's file, which no seam covers")]
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::backend::Backend;
+use super::gate::{Door, Gate};
+use super::handlers::Shared;
+use super::metrics::HttpMetrics;
+use super::router::router;
+use crate::limits::*;
+
+/// Where to listen.
+#[derive(Debug, Clone, Default)]
+pub struct PortConfig {
+    /// The unix socket; none for no socket.
+    pub socket: Option<PathBuf>,
+    /// The TCP address, a loopback one; none for no port.
+    pub listen: Option<SocketAddr>,
+    /// Further names that the Host header may have.
+    pub names: Vec<String>,
+}
+
+/// Why the admin port cannot listen.
+#[derive(Debug, Error)]
+pub enum PortError {
+    /// The socket's file cannot be made.
+    #[error("the admin socket {path} cannot be made")]
+    Socket {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another daemon listens there.
+    #[error("another daemon serves the admin socket {path}")]
+    SocketInUse {
+        /// Its path.
+        path: PathBuf,
+    },
+    /// The TCP address cannot be bound.
+    #[error("the admin port cannot listen on {address}")]
+    Tcp {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// Not a loopback address.
+    #[error("the admin port cannot listen on {address}: without TLS it serves loopback addresses only")]
+    NotLoopback {
+        /// The address.
+        address: SocketAddr,
+    },
+}
+
+/// The admin port while it serves. Dropping it stops listening; [`AdminPort::stop`] waits for answers under way.
+#[derive(Debug)]
+pub struct AdminPort {
+    tcp: Option<SocketAddr>,
+    socket: Option<PathBuf>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl AdminPort {
+    /// Listens and serves.
+    ///
+    /// # Errors
+    /// When an address cannot be bound: nothing serves then.
+    pub async fn start(config: PortConfig, backend: Arc<dyn Backend>) -> Result<AdminPort, PortError> {
+        let tcp = match config.listen {
+            Some(address) => Some(bind_tcp(address).await?),
+            None => None,
+        };
+        let unix = match &config.socket {
+            Some(path) => Some(bind_unix(path).await?),
+            None => None,
+        };
+        let metrics = Arc::new(HttpMetrics::default());
+        let shared = Shared::new(backend.clone(), metrics.clone());
+        let gate = Arc::new(Gate { router: router(shared), backend, names: config.names, metrics });
+        let port = AdminPort {
+            tcp: tcp.as_ref().and_then(|listener| listener.local_addr().ok()),
+            socket: config.socket,
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        };
+        let server = Server { gate, stop: port.stop.clone(), tasks: port.tasks.clone() };
+        if let Some(listener) = tcp {
+            port.tasks.spawn(server.clone().accept_tcp(listener));
+        }
+        if let Some(listener) = unix {
+            port.tasks.spawn(server.accept_unix(listener));
+        }
+        Ok(port)
+    }
+
+    /// The TCP address, with the port that was really bound.
+    pub fn tcp(&self) -> Option<SocketAddr> {
+        self.tcp
+    }
+
+    /// Stops listening, waits up to `API_DRAIN` for answers under way, and removes the socket.
+    pub async fn stop(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        let _ = tokio::time::timeout(API_DRAIN, self.tasks.wait()).await;
+        if let Some(path) = &self.socket {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+impl Drop for AdminPort {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+async fn bind_tcp(address: SocketAddr) -> Result<TcpListener, PortError> {
+    if !address.ip().is_loopback() {
+        return Err(PortError::NotLoopback { address });
+    }
+    TcpListener::bind(address).await.map_err(|source| PortError::Tcp { address, source })
+}
+
+/// Takes over the file of a daemon that died, never that of one that answers.
+async fn bind_unix(path: &Path) -> Result<UnixListener, PortError> {
+    let refused = |source| PortError::Socket { path: path.to_owned(), source };
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        std::fs::create_dir_all(parent).map_err(refused)?;
+    }
+    if path.exists() {
+        if tokio::net::UnixStream::connect(path).await.is_ok() {
+            return Err(PortError::SocketInUse { path: path.to_owned() });
+        }
+        std::fs::remove_file(path).map_err(refused)?;
+    }
+    let listener = UnixListener::bind(path).map_err(refused)?;
+    // Anyone may connect: who is not root presents a token.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666)).map_err(refused)?;
+    Ok(listener)
+}
+
+#[derive(Clone)]
+struct Server {
+    gate: Arc<Gate>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Server {
+    async fn accept_tcp(self, listener: TcpListener) {
+        let places = Arc::new(Semaphore::new(API_TCP_CONNECTIONS_MAX));
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    // Small answers must not wait for more.
+                    let _ = stream.set_nodelay(true);
+                    self.admit(stream, Door::Tcp, &places);
+                }
+                Err(error) => self.rest(&error).await,
+            }
+        }
+    }
+
+    async fn accept_unix(self, listener: UnixListener) {
+        let roots = Arc::new(Semaphore::new(API_ROOT_CONNECTIONS_MAX));
+        let users = Arc::new(Semaphore::new(API_USER_CONNECTIONS_MAX));
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) => match stream.peer_cred() {
+                    Ok(peer) => {
+                        let places = if peer.uid() == 0 { &roots } else { &users };
+                        self.admit(stream, Door::Unix { uid: peer.uid() }, places);
+                    }
+                    Err(error) => tracing::debug!(%error, "a connection without credentials was dropped"),
+                },
+                Err(error) => self.rest(&error).await,
+            }
+        }
+    }
+
+    /// Out of descriptors, most likely: accepting again at once would spin.
+    async fn rest(&self, error: &io::Error) {
+        tracing::warn!(%error, "the admin port cannot accept a connection");
+        tokio::time::sleep(API_ACCEPT_REST).await;
+    }
+
+    fn admit<S>(&self, stream: S, door: Door, places: &Arc<Semaphore>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let Ok(place) = places.clone().try_acquire_owned() else {
+            self.gate.metrics.refused.inc();
+            return;
+        };
+        let (gate, stop) = (self.gate.clone(), self.stop.clone());
+        self.tasks.spawn(async move {
+            let _place = place;
+            gate.metrics.connections.inc();
+            connection(gate.clone(), stop, stream, door).await;
+            gate.metrics.connections.dec();
+        });
+    }
+}
+
+async fn connection<S>(gate: Arc<Gate>, stop: CancellationToken, stream: S, door: Door)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = service_fn(|request| {
+        let gate = gate.clone();
+        async move { Ok::<_, Infallible>(gate.serve(door, request).await) }
+    });
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(API_HEAD_TIMEOUT)
+        .max_buf_size(API_HEAD_BYTES_MAX)
+        .max_headers(64)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    tokio::pin!(served);
+    let ended = tokio::select! {
+        biased;
+        ended = &mut served => ended,
+        () = stop.cancelled() => {
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, ?door, "a connection of the admin port ended early");
+    }
+}
