@@ -8,10 +8,12 @@ compile_error!(
     "build with --cfg tokio_unstable: .cargo/config.toml says so, and RUSTFLAGS in the environment overrides it"
 );
 
+pub mod events;
 pub mod human;
 pub mod identity;
 pub mod ids;
 pub mod limits;
+pub mod membership;
 pub mod model;
 pub mod rpc;
 pub mod seams;
