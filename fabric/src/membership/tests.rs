@@ -207,7 +207,7 @@ fn a_kill_is_known_everywhere_within_two_and_a_half_seconds() {
     }
     let worst = *slowest.iter().max().unwrap();
     let median = median(slowest);
-    println!("10 nodes: confirmed everywhere after {median:?} in the median, {worst:?} at worst");
+    eprintln!("10 nodes: confirmed everywhere after {median:?} in the median, {worst:?} at worst");
     assert!(median <= ms(2_400), "median {median:?}");
     assert!(worst <= ms(4_500), "worst {worst:?}");
 }
@@ -220,7 +220,7 @@ fn large_fabric(nodes: usize) {
     dead.iter().for_each(|dead| world.kill(*dead));
     world.run(ms(5_000));
     let all: Vec<Duration> = dead.iter().flat_map(|dead| world.detection(*dead, killed)).collect();
-    println!("{nodes} nodes: {:?} in the median, {:?} at worst", median(all.clone()), all.iter().max());
+    eprintln!("{nodes} nodes: {:?} in the median, {:?} at worst", median(all.clone()), all.iter().max());
     assert_eq!(world.deaths.len(), 3 * (nodes - 3), "no false death");
 }
 
@@ -242,7 +242,7 @@ fn at_five_percent_loss_nobody_dies_in_ten_minutes() {
     world.run(Duration::from_secs(600));
     assert_eq!(world.deaths, BTreeMap::new());
     let failed: u64 = world.hosts.iter().map(|host| host.core.counters().probes_failed).sum();
-    println!("{failed} probes failed, all were refuted");
+    eprintln!("{failed} probes failed, all were refuted");
     assert!(failed > 0, "the test tests something");
 }
 
