@@ -1,0 +1,429 @@
+//! A host's disk: small files and databases whose unsynced writes a power cut may lose, tear or reorder.
+//!
+//! It belongs to the host, not to a boot: [`HostDisk`] outlives crashes, [`SimDisk`] is what one boot sees and is fenced by
+//! that boot's power. [`fabric::seams::Disk`] promises durability per call, and the steps in between (write, sync, rename,
+//! sync the directory) are steps here too: a cut can be armed to fall between any two of them, or into a commit of redb,
+//! which no crash between scheduler steps would hit.
+//!
+//! Absent: time. An operation is instant; what it cost is counted, and the world stalls the host for it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use fabric::seams::Disk;
+use rand::rngs::StdRng;
+
+mod content;
+mod directory;
+
+use content::Content;
+pub use content::Loss;
+use directory::{Directory, Inode};
+
+use crate::limits::{DISK_BYTES, SMALL_FILE_BYTES_MAX};
+use crate::power::{Supply, Switch};
+
+/// What a disk was asked to do, since the world began.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Counts {
+    /// Writes, length changes, renames, removals and syncs: the steps between which power can go.
+    pub operations: u64,
+    /// Syncs of files and directories.
+    pub syncs: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Power cuts.
+    pub cuts: u64,
+}
+
+/// What is wrong with a disk.
+#[derive(Debug, Clone, Copy)]
+pub struct Trouble {
+    /// Bytes that fit; what would exceed them fails with `StorageFull`.
+    pub capacity_bytes: u64,
+    /// So many further syncs fail with an IO error.
+    pub failing_syncs: u32,
+}
+
+impl Default for Trouble {
+    fn default() -> Self {
+        Trouble { capacity_bytes: DISK_BYTES, failing_syncs: 0 }
+    }
+}
+
+#[derive(Debug)]
+struct Medium {
+    files: BTreeMap<Inode, Content>,
+    names: Directory,
+    next_inode: Inode,
+    /// Databases that the current boot has open.
+    open: BTreeSet<Inode>,
+    switch: Switch,
+    rng: StdRng,
+    /// The power goes before the operation after so many.
+    armed: Option<(u64, Loss)>,
+    trouble: Trouble,
+    counts: Counts,
+}
+
+impl Medium {
+    fn cut(&mut self, loss: Loss) {
+        self.names.cut(loss, &mut self.rng);
+        for file in self.files.values_mut() {
+            file.cut(loss, &mut self.rng);
+        }
+        self.open.clear();
+        self.forget_nameless();
+        self.armed = None;
+        self.counts.cuts += 1;
+        self.switch.off();
+    }
+
+    fn forget_nameless(&mut self) {
+        let (named, open) = (self.names.named(), &self.open);
+        self.files.retain(|inode, _| named.contains(inode) || open.contains(inode));
+    }
+
+    /// Counts one step; `Err` when the armed cut falls here.
+    fn step(&mut self) -> io::Result<()> {
+        self.counts.operations += 1;
+        match self.armed {
+            Some((0, loss)) => {
+                self.cut(loss);
+                Err(power_is_gone())
+            }
+            Some((left, loss)) => {
+                self.armed = Some((left - 1, loss));
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn file(&mut self, inode: Inode) -> io::Result<&mut Content> {
+        self.files.get_mut(&inode).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn make(&mut self, name: &str) -> Inode {
+        self.next_inode += 1;
+        self.files.insert(self.next_inode, Content::default());
+        self.names.link(name, self.next_inode);
+        self.next_inode
+    }
+
+    fn ensure_fits(&mut self, inode: Inode, end: u64) -> io::Result<()> {
+        let grows = end.saturating_sub(self.file(inode)?.bytes().len() as u64);
+        let used: u64 = self.files.values().map(|file| file.bytes().len() as u64).sum();
+        if grows > 0 && used + grows > self.trouble.capacity_bytes {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, inode: Inode, at: u64, data: &[u8]) -> io::Result<()> {
+        self.step()?;
+        let end = at.checked_add(data.len() as u64).ok_or(io::ErrorKind::FileTooLarge)?;
+        self.ensure_fits(inode, end)?;
+        self.counts.written_bytes += data.len() as u64;
+        self.file(inode)?.write(at, data);
+        Ok(())
+    }
+
+    fn set_len(&mut self, inode: Inode, length: u64) -> io::Result<()> {
+        self.step()?;
+        self.ensure_fits(inode, length)?;
+        self.file(inode)?.set_len(length);
+        Ok(())
+    }
+
+    fn sync(&mut self, inode: Inode) -> io::Result<()> {
+        self.step()?;
+        self.counts.syncs += 1;
+        if self.trouble.failing_syncs > 0 {
+            self.trouble.failing_syncs -= 1;
+            self.file(inode)?.fail_sync();
+            return Err(io::Error::other("input/output error (simulated)"));
+        }
+        self.file(inode)?.sync();
+        Ok(())
+    }
+
+    fn sync_names(&mut self) -> io::Result<()> {
+        self.step()?;
+        self.counts.syncs += 1;
+        self.names.sync();
+        self.forget_nameless();
+        Ok(())
+    }
+}
+
+fn power_is_gone() -> io::Error {
+    io::Error::other("the power is gone")
+}
+
+/// The disk of one host, in the world's hands.
+#[derive(Debug, Clone)]
+pub struct HostDisk {
+    medium: Arc<Mutex<Medium>>,
+}
+
+fn lock(medium: &Mutex<Medium>) -> MutexGuard<'_, Medium> {
+    medium.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl HostDisk {
+    /// An empty disk whose power cuts draw from `rng`.
+    pub fn new(rng: StdRng) -> Self {
+        let medium = Medium {
+            files: BTreeMap::new(),
+            names: Directory::default(),
+            next_inode: 0,
+            open: BTreeSet::new(),
+            switch: Switch::default(),
+            rng,
+            armed: None,
+            trouble: Trouble::default(),
+            counts: Counts::default(),
+        };
+        HostDisk { medium: Arc::new(Mutex::new(medium)) }
+    }
+
+    /// Turns the host on: its power supply, and the disk as this boot sees it.
+    pub fn boot(&self) -> (Supply, Arc<SimDisk>) {
+        let supply = lock(&self.medium).switch.on();
+        (supply.clone(), Arc::new(SimDisk { medium: self.medium.clone(), supply }))
+    }
+
+    /// Cuts the power: decides what of the unsynced writes survives, and ends the current boot's supply.
+    pub fn cut(&self, loss: Loss) {
+        lock(&self.medium).cut(loss);
+    }
+
+    /// The daemon's process ends, the host lives: everything it wrote stays, its locks go, its handles are dead.
+    pub fn end_process(&self) {
+        let mut medium = lock(&self.medium);
+        medium.open.clear();
+        medium.armed = None;
+        medium.switch.off();
+    }
+
+    /// Lets the power go after `operations` more steps, in the middle of whatever the host does then.
+    pub fn arm(&self, operations: u64, loss: Loss) {
+        lock(&self.medium).armed = Some((operations, loss));
+    }
+
+    /// Sets what is wrong with the disk.
+    pub fn trouble(&self, trouble: Trouble) {
+        lock(&self.medium).trouble = trouble;
+    }
+
+    /// Flips one bit of a durable file; `false` when there is none of that name or it is empty.
+    pub fn rot(&self, name: &str) -> bool {
+        let mut medium = lock(&self.medium);
+        let Some(inode) = medium.names.get(name) else { return false };
+        let Medium { files, rng, .. } = &mut *medium;
+        files.get_mut(&inode).is_some_and(|file| file.rot(rng))
+    }
+
+    /// What it was asked to do.
+    pub fn counts(&self) -> Counts {
+        lock(&self.medium).counts
+    }
+
+    /// Bytes in use.
+    pub fn used_bytes(&self) -> u64 {
+        lock(&self.medium).files.values().map(|file| file.bytes().len() as u64).sum()
+    }
+
+    /// Digest of everything that would survive now.
+    pub fn digest(&self) -> blake3::Hash {
+        let medium = lock(&self.medium);
+        let mut hasher = blake3::Hasher::new();
+        for (name, inode) in medium.names.synced() {
+            let bytes = medium.files.get(&inode).map(Content::synced).unwrap_or_default();
+            hasher.update(name.as_bytes());
+            hasher.update(&(bytes.len() as u64).to_le_bytes());
+            hasher.update(bytes);
+        }
+        hasher.finalize()
+    }
+}
+
+/// The disk as one boot sees it.
+#[derive(Debug)]
+pub struct SimDisk {
+    medium: Arc<Mutex<Medium>>,
+    supply: Supply,
+}
+
+impl SimDisk {
+    /// Does one thing, if there is power.
+    fn with<T>(&self, work: impl FnOnce(&mut Medium) -> io::Result<T>) -> io::Result<T> {
+        powered(&self.medium, &self.supply, work)
+    }
+}
+
+fn powered<T>(
+    medium: &Mutex<Medium>,
+    supply: &Supply,
+    work: impl FnOnce(&mut Medium) -> io::Result<T>,
+) -> io::Result<T> {
+    let mut medium = lock(medium);
+    if !supply.is_on() {
+        return Err(power_is_gone());
+    }
+    work(&mut medium)
+}
+
+/// Checks a name as the real directory does.
+fn check(name: &str) -> io::Result<()> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-/".contains(&b);
+    let nested = name.bytes().filter(|b| *b == b'/').count();
+    if name.is_empty() || !name.bytes().all(plain) || name.contains("..") || name.starts_with('/') || nested > 1 {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} is no file name")));
+    }
+    Ok(())
+}
+
+impl Disk for SimDisk {
+    fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        check(name)?;
+        self.with(|medium| {
+            let Some(inode) = medium.names.get(name) else { return Ok(None) };
+            let bytes = medium.file(inode)?.bytes();
+            if bytes.len() > SMALL_FILE_BYTES_MAX {
+                return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("{name} exceeds 16 MiB")));
+            }
+            Ok(Some(bytes.to_vec()))
+        })
+    }
+
+    fn write(&self, name: &str, content: &[u8]) -> io::Result<()> {
+        check(name)?;
+        let temporary = format!("{name}.tmp");
+        let inode = self.with(|medium| {
+            medium.step()?;
+            Ok(medium.make(&temporary))
+        })?;
+        self.with(|medium| medium.write(inode, 0, content))?;
+        self.with(|medium| medium.sync(inode))?;
+        self.rename(&temporary, name)
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        check(name)?;
+        if !self.exists(name)? {
+            return Ok(());
+        }
+        self.with(|medium| {
+            medium.step()?;
+            medium.names.unlink(name);
+            Ok(())
+        })?;
+        self.with(Medium::sync_names)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        check(from)?;
+        check(to)?;
+        self.with(|medium| {
+            medium.names.get(from).ok_or(io::ErrorKind::NotFound)?;
+            medium.step()?;
+            medium.names.rename(from, to);
+            Ok(())
+        })?;
+        self.with(Medium::sync_names)
+    }
+
+    fn exists(&self, name: &str) -> io::Result<bool> {
+        check(name)?;
+        self.with(|medium| Ok(medium.names.get(name).is_some()))
+    }
+
+    fn storage(&self, name: &str) -> io::Result<Box<dyn redb::StorageBackend>> {
+        check(name)?;
+        let inode = self.with(|medium| {
+            let inode = match medium.names.get(name) {
+                Some(inode) => inode,
+                None => {
+                    medium.step()?;
+                    medium.make(name)
+                }
+            };
+            if !medium.open.insert(inode) {
+                return Err(io::Error::new(io::ErrorKind::ResourceBusy, format!("{name} is open already")));
+            }
+            Ok(inode)
+        })?;
+        let (medium, supply) = (self.medium.clone(), self.supply.clone());
+        Ok(Box::new(Storage { medium, supply, inode, released: AtomicBool::new(false) }))
+    }
+}
+
+/// An open database file.
+#[derive(Debug)]
+struct Storage {
+    medium: Arc<Mutex<Medium>>,
+    supply: Supply,
+    inode: Inode,
+    released: AtomicBool,
+}
+
+impl Storage {
+    fn with<T>(&self, work: impl FnOnce(&mut Medium) -> io::Result<T>) -> io::Result<T> {
+        powered(&self.medium, &self.supply, work)
+    }
+
+    fn release(&self) -> io::Result<()> {
+        if self.released.swap(true, Ordering::Relaxed) {
+            return Ok(());
+        }
+        self.with(|medium| {
+            medium.open.remove(&self.inode);
+            Ok(())
+        })
+    }
+}
+
+impl Drop for Storage {
+    fn drop(&mut self) {
+        // Without power there is nothing to release: the cut did.
+        let _ = self.release();
+    }
+}
+
+impl redb::StorageBackend for Storage {
+    fn len(&self) -> io::Result<u64> {
+        self.with(|medium| Ok(medium.file(self.inode)?.bytes().len() as u64))
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.with(|medium| {
+            let bytes = medium.file(self.inode)?.bytes();
+            let range = offset as usize..(offset as usize).saturating_add(out.len());
+            out.copy_from_slice(bytes.get(range).ok_or(io::ErrorKind::UnexpectedEof)?);
+            Ok(())
+        })
+    }
+
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        self.with(|medium| medium.set_len(self.inode, length))
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.with(|medium| medium.sync(self.inode))
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.with(|medium| medium.write(self.inode, offset, data))
+    }
+
+    fn close(&self) -> io::Result<()> {
+        self.release()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,20 @@
+//! Every bound of the simulator.
+
+use std::time::Duration;
+
+/// Size of a simulated disk.
+pub const DISK_BYTES: u64 = 1 << 30;
+/// Largest small file, as the real disk has it.
+pub const SMALL_FILE_BYTES_MAX: usize = 16 << 20;
+/// Most hosts in one world: their addresses are of one /16.
+pub const HOSTS_MAX: u64 = 10_000;
+/// Longest run, in simulated time.
+pub const RUN_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Length of a step. No packet is faster than this, so nothing sent in a step can arrive in it.
+pub const QUANTUM_US: u64 = 1_000;
+/// Packets under way to one socket; a further one is lost, as in a full receive buffer.
+pub const PACKETS_TO_SOCKET_MAX: usize = 4_096;
+/// Largest UDP payload that the simulated links carry (an Ethernet frame's).
+pub const PACKET_BYTES_MAX: usize = 1_472;
+/// Violations kept of one run; the first says most.
+pub const VIOLATIONS_MAX: usize = 20;
