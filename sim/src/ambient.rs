@@ -17,6 +17,8 @@ thread_local! {
     static STREAM: RefCell<Option<StdRng>> = const { RefCell::new(None) };
     static NOW_US: Cell<u64> = const { Cell::new(0) };
     static STEPPING: Cell<bool> = const { Cell::new(false) };
+    static LABEL: Cell<u64> = const { Cell::new(0) };
+    static PANICS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
 }
 
 /// The monotonic clock of the world starts here, so that software may subtract from it.
@@ -25,14 +27,16 @@ const MONOTONIC_ORIGIN: Duration = Duration::from_secs(1_000_000);
 /// The ambient entropy of one boot of one host.
 #[derive(Debug)]
 pub struct Ambient {
+    /// The host's number, for logs.
+    label: u64,
     /// Absent only while it is being drawn from.
     stream: Option<StdRng>,
 }
 
 impl Ambient {
-    /// Draws from `stream`.
-    pub fn new(stream: StdRng) -> Self {
-        Ambient { stream: Some(stream) }
+    /// Draws from `stream`, for the host of this number.
+    pub fn new(label: u64, stream: StdRng) -> Self {
+        Ambient { label, stream: Some(stream) }
     }
 }
 
@@ -47,6 +51,7 @@ pub fn within<T>(ambient: &mut Ambient, now_us: u64, work: impl FnOnce() -> T) -
     }
     STREAM.set(ambient.stream.take());
     NOW_US.set(now_us);
+    LABEL.set(ambient.label);
     STEPPING.set(true);
     let _leave = Leave(ambient);
     work()
@@ -76,6 +81,21 @@ pub fn monotonic() -> Option<Duration> {
     STEPPING.get().then(|| MONOTONIC_ORIGIN + Duration::from_micros(NOW_US.get()))
 }
 
+/// Where the world is: simulated time in microseconds, and the number of the host being stepped.
+pub fn place() -> Option<(u64, u64)> {
+    STEPPING.get().then(|| (NOW_US.get(), LABEL.get()))
+}
+
+/// Notes that simulated software panicked. tokio catches a task's panic, and nobody may be waiting for that task.
+pub fn note_panic(what: String) {
+    PANICS.with_borrow_mut(|panics| panics.push(what));
+}
+
+/// The panics since it was last asked.
+pub fn take_panics() -> Vec<String> {
+    PANICS.take()
+}
+
 /// Ends the process when called inside the world, naming what was reached for and by whom. Else it does nothing.
 pub fn forbid(what: &str) {
     if !STEPPING.get() || std::thread::panicking() {
@@ -94,7 +114,7 @@ pub fn is_interposed() -> bool {
     let probe = || crate::random::stream(0, "probe", &[]);
     let (mut expected, mut seen) = ([0; 16], [0; 16]);
     probe().fill_bytes(&mut expected);
-    let asked = within(&mut Ambient::new(probe()), 0, || SysRng.try_fill_bytes(&mut seen));
+    let asked = within(&mut Ambient::new(0, probe()), 0, || SysRng.try_fill_bytes(&mut seen));
     asked.is_ok() && seen == expected
 }
 
@@ -104,7 +124,7 @@ mod tests {
 
     #[test]
     fn draws_inside_come_from_the_stream_and_advance_it() {
-        let ambient = || Ambient::new(crate::random::stream(1, "t", &[]));
+        let ambient = || Ambient::new(1, crate::random::stream(1, "t", &[]));
         let (mut stream, mut again) = (ambient(), ambient());
         let draw = |ambient: &mut Ambient| {
             let mut out = [0; 8];

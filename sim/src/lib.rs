@@ -9,8 +9,17 @@ compile_error!(
     "build with --cfg tokio_unstable: .cargo/config.toml says so, and RUSTFLAGS in the environment overrides it"
 );
 
+pub mod actor;
 pub mod ambient;
+pub mod clock;
 pub mod disk;
+pub mod entropy;
+pub mod faults;
+pub mod host;
 pub mod limits;
+pub mod net;
 pub mod power;
 pub mod random;
+pub mod software;
+pub mod trace;
+pub mod world;

@@ -214,6 +214,11 @@ impl HostDisk {
         lock(&self.medium).armed = Some((operations, loss));
     }
 
+    /// Takes the armed cut back.
+    pub fn disarm(&self) {
+        lock(&self.medium).armed = None;
+    }
+
     /// Sets what is wrong with the disk.
     pub fn trouble(&self, trouble: Trouble) {
         lock(&self.medium).trouble = trouble;

@@ -1,0 +1,84 @@
+//! What runs on the hosts: the seam between the world, which knows no product, and the software under test.
+
+use std::fmt;
+
+use fabric::rpc::BoxFuture;
+use fabric::seams::Seams;
+
+use crate::clock::HostClock;
+use crate::trace::Trace;
+
+/// A host, numbered from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HostId(pub u64);
+
+impl fmt::Display for HostId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "h{}", self.0)
+    }
+}
+
+/// Writes a host's events into the trace.
+#[derive(Debug, Clone)]
+pub struct Recorder {
+    trace: Trace,
+    host: HostId,
+    clock: HostClock,
+}
+
+impl Recorder {
+    /// Records for one boot of one host.
+    pub fn new(trace: Trace, host: HostId, clock: HostClock) -> Self {
+        Recorder { trace, host, clock }
+    }
+
+    /// Records that something happened now.
+    pub fn event(&self, what: impl fmt::Display) {
+        self.trace.event(self.clock.world_us(), self.host, &what);
+    }
+
+    /// Records that an invariant does not hold now.
+    pub fn violation(&self, what: &str) {
+        self.trace.violation(self.clock.world_us(), &format!("{}: {what}", self.host));
+    }
+
+    /// World time, in microseconds.
+    pub fn world_us(&self) -> u64 {
+        self.clock.world_us()
+    }
+}
+
+/// One boot of one host, as its software is given it.
+#[derive(Debug, Clone)]
+pub struct Boot {
+    /// Which host.
+    pub host: HostId,
+    /// Which boot of it, from 1.
+    pub number: u64,
+    /// How many hosts there are.
+    pub hosts: u64,
+    /// The world as this boot sees it.
+    pub seams: Seams,
+    /// Seed of this boot, for what wants a seed of its own.
+    pub seed: u64,
+    /// From this world time on the hosts are left in peace, in microseconds.
+    pub calm_us: u64,
+    /// Its voice in the trace.
+    pub recorder: Recorder,
+}
+
+/// The software under test. One value serves all hosts; what it keeps between boots of a host is the observer's
+/// knowledge (which writes were acknowledged), never the host's.
+pub trait Software: fmt::Debug + Send + Sync {
+    /// Runs one boot until its power goes: the future is dropped then, wherever it is.
+    fn boot(&self, boot: Boot) -> BoxFuture<()>;
+
+    /// A boot is over: lets go of everything that belongs to its runtime.
+    fn ended(&self, host: HostId);
+
+    /// After the calm: what should hold of all hosts and does not. Each host in `up` runs.
+    fn verdict(&self, up: &[HostId]) -> Vec<String>;
+
+    /// A few words for the result line, the same for the same run.
+    fn summary(&self) -> String;
+}

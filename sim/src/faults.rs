@@ -1,0 +1,258 @@
+//! Which faults a run draws, and when: a pure plan from the seed. The world carries it out.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::str::FromStr;
+
+use rand::RngExt;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use thiserror::Error;
+
+use crate::actor::HostId;
+use crate::disk::Loss;
+use crate::limits::QUANTUM_US;
+use crate::net::Weather;
+
+/// A kind of fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// Packets are lost.
+    Loss,
+    /// Packets take long and different times.
+    Delay,
+    /// Packets arrive twice.
+    Duplicate,
+    /// Packets overtake each other.
+    Reorder,
+    /// Two groups of hosts hear nothing of each other.
+    Partition,
+    /// A host is heard and hears nothing, or the reverse.
+    OneWay,
+    /// A host loses its power, now or in the middle of a write.
+    Crash,
+    /// The daemon dies, its host lives.
+    Daemon,
+    /// The daemon is stopped (SIGSTOP) for a while.
+    Pause,
+    /// A host stands still with its clock, as a paused virtual one does.
+    StopClock,
+    /// Monotonic clocks differ in rate.
+    Drift,
+    /// Somebody sets a wall clock.
+    WallJump,
+}
+
+impl Fault {
+    /// All of them with their names.
+    pub const ALL: [(Fault, &'static str); 12] = [
+        (Fault::Loss, "loss"),
+        (Fault::Delay, "delay"),
+        (Fault::Duplicate, "duplicate"),
+        (Fault::Reorder, "reorder"),
+        (Fault::Partition, "partition"),
+        (Fault::OneWay, "one-way"),
+        (Fault::Crash, "crash"),
+        (Fault::Daemon, "daemon"),
+        (Fault::Pause, "pause"),
+        (Fault::StopClock, "stop-clock"),
+        (Fault::Drift, "drift"),
+        (Fault::WallJump, "wall-jump"),
+    ];
+}
+
+/// Why a list of faults is refused.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("{value:?} is no fault; known are all, none, {}", Fault::ALL.map(|(_, name)| name).join(", "))]
+pub struct UnknownFault {
+    value: String,
+}
+
+/// The kinds of fault that a run may draw.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Faults(BTreeSet<Fault>);
+
+impl Faults {
+    /// Whether it may draw this kind.
+    pub fn has(&self, fault: Fault) -> bool {
+        self.0.contains(&fault)
+    }
+}
+
+impl FromStr for Faults {
+    type Err = UnknownFault;
+
+    fn from_str(text: &str) -> Result<Self, UnknownFault> {
+        match text {
+            "all" => return Ok(Faults(Fault::ALL.iter().map(|(fault, _)| *fault).collect())),
+            "none" => return Ok(Faults(BTreeSet::new())),
+            _ => {}
+        }
+        let one = |name: &str| {
+            let known = Fault::ALL.iter().find(|(_, known)| *known == name);
+            known.map(|(fault, _)| *fault).ok_or_else(|| UnknownFault { value: name.chars().take(80).collect() })
+        };
+        text.split(',').map(one).collect::<Result<_, _>>().map(Faults)
+    }
+}
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = Fault::ALL.iter().filter(|(fault, _)| self.has(*fault)).map(|(_, name)| *name);
+        f.write_str(&names.collect::<Vec<_>>().join(","))
+    }
+}
+
+/// What the world shall do. An action on a host that is down does nothing.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Changes the links.
+    Weather(Weather),
+    /// Makes one direction slow until the next [`Action::Heal`], by so many microseconds.
+    Slow(HostId, HostId, u64),
+    /// Lets nothing pass between these, from first to second, until the next [`Action::Heal`].
+    Cut(Vec<(HostId, HostId)>),
+    /// Ends cuts and slow links.
+    Heal,
+    /// Cuts a host's power, and restores it after so many microseconds.
+    Crash(HostId, Loss, u64),
+    /// Cuts a host's power after so many operations of its disk.
+    Arm(HostId, u64, Loss),
+    /// Ends the daemon, and starts it after so many microseconds.
+    EndDaemon(HostId, u64),
+    /// Stops the daemon for so many microseconds; its clocks go on.
+    Pause(HostId, u64),
+    /// Stops the host and its clocks for so many microseconds.
+    StopClock(HostId, u64),
+    /// Sets a wall clock, off by so many microseconds.
+    SetWall(HostId, i64),
+}
+
+/// Draws actions from the seed.
+#[derive(Debug)]
+pub struct Plan {
+    faults: Faults,
+    hosts: Vec<HostId>,
+    rng: StdRng,
+    next_us: u64,
+    heal_us: Option<u64>,
+}
+
+/// Least and most time between two actions, in microseconds.
+const GAP_US: std::ops::Range<u64> = 200_000..2_500_000;
+
+impl Plan {
+    /// A plan for these hosts, whose first action is not before `from_us`.
+    pub fn new(faults: Faults, hosts: Vec<HostId>, from_us: u64, rng: StdRng) -> Self {
+        Plan { faults, hosts, rng, next_us: from_us, heal_us: None }
+    }
+
+    /// The drift of a host's clock, in millionths.
+    pub fn drift_ppm(&mut self) -> i64 {
+        if self.faults.has(Fault::Drift) { self.rng.random_range(-1_000..=1_000) } else { 0 }
+    }
+
+    /// When the power comes back to a host whose armed cut fell, after so many microseconds.
+    pub fn downtime_us(&mut self) -> u64 {
+        self.rng.random_range(1_000..6_000_000)
+    }
+
+    /// What is due at `now_us`.
+    pub fn due(&mut self, now_us: u64) -> Vec<Action> {
+        let mut actions = Vec::new();
+        if self.heal_us.is_some_and(|at| at <= now_us) {
+            self.heal_us = None;
+            actions.push(Action::Heal);
+        }
+        if self.next_us <= now_us {
+            self.next_us = now_us + self.rng.random_range(GAP_US);
+            actions.extend(self.draw(now_us));
+        }
+        actions
+    }
+
+    fn draw(&mut self, now_us: u64) -> Option<Action> {
+        let kinds: Vec<Fault> = self.faults.0.iter().copied().filter(|fault| *fault != Fault::Drift).collect();
+        let kind = *kinds.choose(&mut self.rng)?;
+        let host = *self.hosts.choose(&mut self.rng)?;
+        let loss = *Loss::ALL.choose(&mut self.rng)?;
+        let rng = &mut self.rng;
+        Some(match kind {
+            Fault::Loss | Fault::Duplicate | Fault::Reorder => Action::Weather(self.weather()),
+            Fault::Delay if rng.random_bool(0.5) => Action::Weather(self.weather()),
+            Fault::Delay => {
+                self.heal_us = Some(now_us + rng.random_range(500_000..5_000_000));
+                Action::Slow(host, *self.hosts.choose(rng)?, rng.random_range(10_000..300_000))
+            }
+            Fault::Partition | Fault::OneWay => {
+                self.heal_us = Some(now_us + rng.random_range(300_000..8_000_000));
+                Action::Cut(if kind == Fault::Partition { self.split() } else { self.deafen(host) })
+            }
+            Fault::Crash if rng.random_bool(0.5) => Action::Arm(host, rng.random_range(0..60), loss),
+            Fault::Crash => Action::Crash(host, loss, rng.random_range(1_000..6_000_000)),
+            Fault::Daemon => Action::EndDaemon(host, rng.random_range(1_000..3_000_000)),
+            Fault::Pause => Action::Pause(host, rng.random_range(20_000..8_000_000)),
+            Fault::StopClock => Action::StopClock(host, rng.random_range(20_000..8_000_000)),
+            Fault::WallJump => Action::SetWall(host, rng.random_range(-7_200_000_000..7_200_000_000)),
+            Fault::Drift => return None,
+        })
+    }
+
+    /// Links as bad as the enabled faults allow.
+    fn weather(&mut self) -> Weather {
+        let (faults, rng) = (&self.faults, &mut self.rng);
+        let mut rate = |fault, most: f64| {
+            let drawn = rng.random_range(0.0..most);
+            if faults.has(fault) { drawn } else { 0.0 }
+        };
+        let (loss, duplicate, reorder) =
+            (rate(Fault::Loss, 0.1), rate(Fault::Duplicate, 0.03), rate(Fault::Reorder, 0.03));
+        let longest_us = self.rng.random_range(500..20_000);
+        let longest_us = if self.faults.has(Fault::Delay) { longest_us } else { 500 };
+        Weather { loss, duplicate, reorder, latency_us: QUANTUM_US..QUANTUM_US + longest_us, ..Weather::default() }
+    }
+
+    fn split(&mut self) -> Vec<(HostId, HostId)> {
+        let sides: Vec<(HostId, bool)> = self.hosts.iter().map(|host| (*host, self.rng.random())).collect();
+        let apart = |(a, a_side): &(HostId, bool)| {
+            let a = *a;
+            let others = sides.iter().filter(move |(_, b_side)| b_side != a_side);
+            others.map(move |(b, _)| (a, *b)).collect::<Vec<_>>()
+        };
+        sides.iter().flat_map(apart).collect()
+    }
+
+    fn deafen(&mut self, host: HostId) -> Vec<(HostId, HostId)> {
+        let mute = self.rng.random_bool(0.5);
+        let others = self.hosts.iter().filter(|other| **other != host);
+        others.map(|other| if mute { (host, *other) } else { (*other, host) }).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::stream;
+
+    #[test]
+    fn names_of_faults_are_read_and_others_refused() {
+        let faults: Faults = "loss,crash".parse().unwrap();
+        assert!(faults.has(Fault::Crash) && !faults.has(Fault::Pause));
+        assert_eq!(faults.to_string(), "loss,crash");
+        let error = "loss,gremlins".parse::<Faults>().unwrap_err();
+        assert!(error.to_string().starts_with("\"gremlins\" is no fault; known are all, none, loss"));
+    }
+
+    #[test]
+    fn a_plan_draws_only_what_is_enabled_and_the_same_twice() {
+        let draw = |faults: &str| {
+            let hosts = (1..=3).map(HostId).collect();
+            let mut plan = Plan::new(faults.parse().unwrap(), hosts, 0, stream(1, "plan", &[]));
+            (0..60_000).flat_map(|ms| plan.due(ms * 1000)).collect::<Vec<_>>()
+        };
+        assert_eq!(draw("none"), []);
+        assert_eq!(draw("all"), draw("all"));
+        assert!(draw("pause").iter().all(|action| matches!(action, Action::Pause(..))));
+        assert!(draw("partition").contains(&Action::Heal));
+    }
+}

@@ -1,0 +1,221 @@
+//! One host: its disk, which outlives crashes, and the boot that is running, which does not.
+//!
+//! Each boot has a paused current-thread tokio runtime of its own, stepped by the world. A crash cuts the power first,
+//! which fences disk and sockets, and then drops the runtime with every task in it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fabric::seams::Seams;
+use rand::RngExt;
+use tokio::runtime::{Builder, RngSeed, Runtime};
+use tokio::time::{Instant, advance, sleep_until};
+
+use crate::actor::{Boot, HostId, Recorder, Software};
+use crate::ambient::{self, Ambient, within};
+use crate::clock::HostClock;
+use crate::disk::{HostDisk, Loss};
+use crate::entropy::SeededEntropy;
+use crate::net::Net;
+use crate::power::Supply;
+use crate::random;
+use crate::trace::Trace;
+
+/// How long a sync takes, in microseconds: the host stands still for it, as a thread does.
+const SYNC_US: u64 = 400;
+/// A clock further behind than this has been stopped: its timers ring together, not one after another.
+const BEHIND_MAX: Duration = Duration::from_millis(3);
+
+/// What a host needs of the world around it.
+#[derive(Debug, Clone)]
+pub struct Surroundings {
+    /// Seed of the run.
+    pub seed: u64,
+    /// How many hosts there are.
+    pub hosts: u64,
+    /// Begin of the calm, in microseconds.
+    pub calm_us: u64,
+    /// The network.
+    pub net: Net,
+    /// The record.
+    pub trace: Trace,
+    /// What runs on hosts.
+    pub software: Arc<dyn Software>,
+}
+
+/// How a boot ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The power is cut.
+    PowerCut(Loss),
+    /// The power has been cut, by the disk's armed cut.
+    CutByDisk,
+    /// The daemon's process dies.
+    Daemon,
+}
+
+/// A running boot.
+#[derive(Debug)]
+struct Life {
+    runtime: Runtime,
+    clock: HostClock,
+    ambient: Ambient,
+    supply: Supply,
+    /// The host does nothing before this time: stopped, or waiting for its disk.
+    held_until_us: u64,
+    syncs: u64,
+}
+
+/// One host of the world.
+#[derive(Debug)]
+pub struct Host {
+    id: HostId,
+    disk: HostDisk,
+    drift_ppm: i64,
+    wall_offset_us: i64,
+    boots: u64,
+    life: Option<Life>,
+    /// When it boots, in microseconds, while it is down.
+    back_us: u64,
+}
+
+impl Host {
+    /// A host that boots at once.
+    pub fn new(id: HostId, seed: u64, drift_ppm: i64) -> Self {
+        let disk = HostDisk::new(random::stream(seed, "disk", &[id.0]));
+        Host { id, disk, drift_ppm, wall_offset_us: 0, boots: 0, life: None, back_us: 0 }
+    }
+
+    /// Its number.
+    pub fn id(&self) -> HostId {
+        self.id
+    }
+
+    /// Its disk.
+    pub fn disk(&self) -> &HostDisk {
+        &self.disk
+    }
+
+    /// Whether it runs.
+    pub fn is_up(&self) -> bool {
+        self.life.is_some()
+    }
+
+    /// Whether it is time to boot.
+    pub fn is_due(&self, now_us: u64) -> bool {
+        self.life.is_none() && self.back_us <= now_us
+    }
+
+    /// Boots it.
+    pub fn boot(&mut self, now_us: u64, around: &Surroundings) {
+        self.boots += 1;
+        let names = [self.id.0, self.boots];
+        let seed = random::number(around.seed, "boot", &names);
+        let (supply, disk) = self.disk.boot();
+        let mut ambient = Ambient::new(self.id.0, random::stream(around.seed, "ambient", &names));
+        let runtime = within(&mut ambient, now_us, || {
+            let mut builder = Builder::new_current_thread();
+            builder.enable_time().start_paused(true).rng_seed(RngSeed::from_bytes(&seed.to_le_bytes()));
+            builder.build().expect("a runtime without IO takes nothing that could be missing")
+        });
+        let boot_origin = Duration::from_micros(random::stream(around.seed, "origin", &names).random_range(0..1 << 40));
+        let clock = within(&mut ambient, now_us, || {
+            let _inside = runtime.enter();
+            HostClock::start(now_us, self.drift_ppm, self.wall_offset_us, boot_origin)
+        });
+        let seams = Seams {
+            clock: Arc::new(clock.clone()),
+            entropy: Arc::new(SeededEntropy::new(random::stream(around.seed, "entropy", &names))),
+            disk,
+            udp: around.net.plug(self.id, clock.clone(), supply.clone()),
+        };
+        let recorder = Recorder::new(around.trace.clone(), self.id, clock.clone());
+        let (number, hosts, calm_us) = (self.boots, around.hosts, around.calm_us);
+        let boot = Boot { host: self.id, number, hosts, seams, seed, calm_us, recorder };
+        around.trace.event(now_us, self.id, &format_args!("boots for the {number}. time"));
+        within(&mut ambient, now_us, || {
+            let _inside = runtime.enter();
+            runtime.spawn(around.software.boot(boot));
+        });
+        let syncs = self.disk.counts().syncs;
+        self.life = Some(Life { runtime, clock, ambient, supply, held_until_us: now_us, syncs });
+    }
+
+    /// Runs it up to world time `to_us`. `false` when its disk has cut the power meanwhile.
+    pub fn step(&mut self, from_us: u64, to_us: u64, trace: &Trace) -> bool {
+        let Some(life) = &mut self.life else { return true };
+        if life.held_until_us > from_us {
+            return true;
+        }
+        life.clock.begin_step(from_us, to_us);
+        let (begin, target) = (life.clock.local(from_us), life.clock.local(to_us));
+        let runtime = &life.runtime;
+        within(&mut life.ambient, from_us, || {
+            runtime.block_on(async {
+                let behind = begin.saturating_duration_since(Instant::now());
+                if behind > BEHIND_MAX {
+                    advance(behind).await;
+                }
+                sleep_until(target).await;
+            });
+        });
+        let syncs = self.disk.counts().syncs;
+        let waits_us = (syncs - std::mem::replace(&mut life.syncs, syncs)) * SYNC_US;
+        life.held_until_us = life.held_until_us.max(to_us + waits_us);
+        let panics = ambient::take_panics();
+        if !life.supply.is_on() {
+            return false; // what panicked for want of power is of no interest
+        }
+        for panic in panics {
+            trace.violation(to_us, &format!("{}: panic: {panic}", self.id));
+        }
+        true
+    }
+
+    /// Ends the boot; it comes back at `back_us`.
+    pub fn end(&mut self, now_us: u64, end: End, back_us: u64, around: &Surroundings) {
+        let Some(mut life) = self.life.take() else { return };
+        match end {
+            End::PowerCut(loss) => self.disk.cut(loss),
+            End::CutByDisk => {}
+            End::Daemon => self.disk.end_process(),
+        }
+        within(&mut life.ambient, now_us, || {
+            {
+                let _inside = life.runtime.enter();
+                around.software.ended(self.id);
+            }
+            drop(life.runtime);
+        });
+        ambient::take_panics();
+        self.back_us = back_us;
+        let digest = self.disk.digest();
+        around.trace.event(now_us, self.id, &format_args!("ends: {end:?}, back at {back_us}, disk {digest}"));
+    }
+
+    /// Stops it until `until_us`, with or without its clocks.
+    pub fn hold(&mut self, now_us: u64, until_us: u64, clocks_too: bool) {
+        if let Some(life) = &mut self.life {
+            let begin = life.held_until_us.max(now_us);
+            life.held_until_us = begin.max(until_us);
+            if clocks_too {
+                life.clock.stood_still(life.held_until_us - begin);
+            }
+        }
+    }
+
+    /// Sets its wall clock, off by so many microseconds from the truth.
+    pub fn set_wall(&mut self, offset_us: i64) {
+        self.wall_offset_us = offset_us;
+        if let Some(life) = &self.life {
+            life.clock.set_wall_offset(offset_us);
+        }
+    }
+
+    /// No more faults: it boots at once if it is down, and its wall clock is right.
+    pub fn calm(&mut self, now_us: u64) {
+        self.disk.disarm();
+        self.set_wall(0);
+        self.back_us = self.back_us.min(now_us);
+    }
+}

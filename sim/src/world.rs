@@ -1,0 +1,245 @@
+//! The world: virtual time, hosts stepped in order, faults from the seed, then a calm in which all must come right.
+//!
+//! Time goes in quanta of 1 ms. In each, every running host is stepped to the quantum's end, in the order of their
+//! numbers; a packet takes at least one quantum, so the order decides nothing. Safety is checked throughout; in the
+//! calm at the end no fault happens, and what the software promises then (its verdict) is demanded.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::actor::{HostId, Software};
+use crate::ambient::{self, Ambient, within};
+use crate::disk::Loss;
+use crate::faults::{Action, Faults, Plan};
+use crate::host::{End, Host, Surroundings};
+use crate::limits::{HOSTS_MAX, QUANTUM_US, RUN_MAX};
+use crate::net::{Net, Weather};
+use crate::random;
+use crate::trace::Trace;
+
+/// What a run is of.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Everything follows from it.
+    pub seed: u64,
+    /// How many hosts.
+    pub hosts: u64,
+    /// How long, in simulated time.
+    pub length: Duration,
+    /// No fault before this time.
+    pub peace: Duration,
+    /// No fault in the last part of this length.
+    pub calm: Duration,
+    /// What may go wrong.
+    pub faults: Faults,
+}
+
+/// Why a run cannot begin or end.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// The run would not be deterministic.
+    #[error("this program does not interpose libc's entropy: run worlds with the binary smartnode-sim")]
+    NotInterposed,
+    /// A number is out of bounds.
+    #[error("{what} is {value}, allowed are {allowed}")]
+    OutOfBounds {
+        /// Which.
+        what: &'static str,
+        /// What it is.
+        value: String,
+        /// What it may be.
+        allowed: String,
+    },
+    /// The trace is incomplete.
+    #[error("the trace of seed {seed} could not be written")]
+    Trace {
+        /// The run.
+        seed: u64,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// What came of a run.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// The run.
+    pub seed: u64,
+    /// Digest of every packet and event.
+    pub digest: blake3::Hash,
+    /// Records in the trace.
+    pub records: u64,
+    /// Packets sent.
+    pub packets: u64,
+    /// How often each thing happened to hosts.
+    pub tally: BTreeMap<&'static str, u64>,
+    /// The software's own words.
+    pub summary: String,
+    /// What did not hold, first one first.
+    pub violations: Vec<String>,
+}
+
+impl Report {
+    /// The result, in one line.
+    pub fn line(&self) -> String {
+        let result = if self.violations.is_empty() { "ok" } else { "FAILED" };
+        let tally: String = self.tally.iter().map(|(what, count)| format!(" {what}={count}")).collect();
+        let Report { seed, digest, records, packets, summary, .. } = self;
+        format!("seed {seed} {result} trace={digest} records={records} packets={packets}{tally} {summary}")
+    }
+}
+
+/// A run under way.
+#[derive(Debug)]
+pub struct World {
+    config: Config,
+    around: Surroundings,
+    hosts: Vec<Host>,
+    plan: Plan,
+    tally: BTreeMap<&'static str, u64>,
+    now_us: u64,
+}
+
+fn micros(time: Duration) -> u64 {
+    time.as_micros() as u64
+}
+
+fn bounded<T: PartialOrd + std::fmt::Debug>(what: &'static str, value: T, least: T, most: T) -> Result<(), RunError> {
+    if least <= value && value <= most {
+        return Ok(());
+    }
+    Err(RunError::OutOfBounds { what, value: format!("{value:?}"), allowed: format!("{least:?} to {most:?}") })
+}
+
+impl World {
+    /// Prepares a run of `software` on every host, recorded in `trace`.
+    ///
+    /// # Errors
+    /// When the program does not interpose libc's entropy, or a number is out of bounds.
+    pub fn new(config: Config, software: Arc<dyn Software>, trace: Trace) -> Result<Self, RunError> {
+        bounded("the number of nodes", config.hosts, 1, HOSTS_MAX)?;
+        bounded("the length of the run", config.length, config.peace + config.calm, RUN_MAX)?;
+        if !ambient::is_interposed() {
+            return Err(RunError::NotInterposed);
+        }
+        let (seed, ids) = (config.seed, (1..=config.hosts).map(HostId));
+        let rng = random::stream(seed, "faults", &[]);
+        let mut plan = Plan::new(config.faults.clone(), ids.clone().collect(), micros(config.peace), rng);
+        let hosts = ids.map(|id| Host::new(id, seed, plan.drift_ppm())).collect();
+        let net = Net::new(random::stream(seed, "net", &[]), trace.clone());
+        let calm_us = micros(config.length - config.calm);
+        let around = Surroundings { seed, hosts: config.hosts, calm_us, net, trace, software };
+        Ok(World { config, around, hosts, plan, tally: BTreeMap::new(), now_us: 0 })
+    }
+
+    /// Runs to the end.
+    ///
+    /// # Errors
+    /// When the trace could not be written.
+    pub fn run(mut self) -> Result<Report, RunError> {
+        let (calm_us, end_us) = (self.around.calm_us, micros(self.config.length));
+        while self.now_us < calm_us {
+            for action in self.plan.due(self.now_us) {
+                self.act(&action);
+            }
+            self.quantum();
+        }
+        self.calm();
+        while self.now_us < end_us {
+            self.quantum();
+        }
+        self.finish()
+    }
+
+    fn count(&mut self, what: &'static str) {
+        *self.tally.entry(what).or_default() += 1;
+    }
+
+    fn quantum(&mut self) {
+        let (from_us, to_us) = (self.now_us, self.now_us + QUANTUM_US);
+        for index in 0..self.hosts.len() {
+            let host = &mut self.hosts[index];
+            if host.is_due(from_us) {
+                host.boot(from_us, &self.around);
+            }
+            if !host.step(from_us, to_us, &self.around.trace) {
+                let back_us = to_us + self.plan.downtime_us();
+                host.end(to_us, End::CutByDisk, back_us, &self.around);
+                self.count("cuts");
+            }
+        }
+        self.now_us = to_us;
+    }
+
+    fn act(&mut self, action: &Action) {
+        let (now_us, calm_us) = (self.now_us, self.around.calm_us);
+        self.around.trace.event(now_us, HostId(0), &format_args!("{action:?}"));
+        match action {
+            Action::Weather(weather) => self.around.net.set_weather(weather.clone()),
+            Action::Slow(from, to, extra_us) => self.around.net.slow(*from, *to, *extra_us),
+            Action::Heal => self.around.net.heal(),
+            Action::Cut(pairs) => {
+                pairs.iter().for_each(|(from, to)| self.around.net.cut(*from, *to));
+                self.count("partitions");
+            }
+            Action::Crash(id, loss, down_us) => self.end(*id, End::PowerCut(*loss), *down_us),
+            Action::EndDaemon(id, down_us) => self.end(*id, End::Daemon, *down_us),
+            Action::Arm(id, operations, loss) => self.host(*id).disk().arm(*operations, *loss),
+            Action::Pause(id, length_us) => {
+                self.host(*id).hold(now_us, (now_us + length_us).min(calm_us), false);
+                self.count("pauses");
+            }
+            Action::StopClock(id, length_us) => {
+                self.host(*id).hold(now_us, (now_us + length_us).min(calm_us), true);
+                self.count("stops");
+            }
+            Action::SetWall(id, offset_us) => {
+                self.host(*id).set_wall(*offset_us);
+                self.count("jumps");
+            }
+        }
+    }
+
+    fn host(&mut self, id: HostId) -> &mut Host {
+        &mut self.hosts[id.0 as usize - 1]
+    }
+
+    fn end(&mut self, id: HostId, end: End, down_us: u64) {
+        let (now_us, host) = (self.now_us, &mut self.hosts[id.0 as usize - 1]);
+        if host.is_up() {
+            host.end(now_us, end, now_us + down_us, &self.around);
+            self.count(if end == End::Daemon { "daemons" } else { "crashes" });
+        }
+    }
+
+    fn calm(&mut self) {
+        self.around.trace.event(self.now_us, HostId(0), &"calm");
+        self.around.net.heal();
+        self.around.net.set_weather(Weather::default());
+        let now_us = self.now_us;
+        self.hosts.iter_mut().for_each(|host| host.calm(now_us));
+    }
+
+    fn finish(mut self) -> Result<Report, RunError> {
+        let (seed, now_us) = (self.config.seed, self.now_us);
+        let up: Vec<HostId> = self.hosts.iter().filter(|host| host.is_up()).map(Host::id).collect();
+        let mut observer = Ambient::new(0, random::stream(seed, "observer", &[]));
+        let (failed, summary) = within(&mut observer, now_us, || {
+            let software = &self.around.software;
+            (software.verdict(&up), software.summary())
+        });
+        failed.iter().for_each(|what| self.around.trace.violation(now_us, what));
+        for host in &mut self.hosts {
+            host.end(now_us, End::PowerCut(Loss::DropAll), u64::MAX, &self.around);
+        }
+        let trace = self.around.trace;
+        trace.flush().map_err(|source| RunError::Trace { seed, source })?;
+        let (records, packets) = trace.counts();
+        let (digest, violations) = (trace.digest(), trace.violations());
+        Ok(Report { seed, digest, records, packets, tally: self.tally, summary, violations })
+    }
+}

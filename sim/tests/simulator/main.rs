@@ -1,0 +1,6 @@
+//! The simulator as its users have it: the binary, one process per seed.
+
+mod determinism;
+mod guards;
+mod runs;
+mod swarm;
