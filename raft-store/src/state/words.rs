@@ -39,7 +39,7 @@ mod tests {
         assert_eq!(bytes(2 << 30, true), "2 GiB");
         assert_eq!(bytes((14 << 30) / 10, false), "1.3 GiB");
         assert_eq!(bytes((15 << 30) / 10, false), "1.5 GiB");
-        assert_eq!(bytes((2 << 30) - 1, false), "2047.9 MiB");
+        assert_eq!(bytes((2 << 30) - 1, false), "1.9 GiB");
         assert_eq!(bytes(0, true), "0 B");
         assert_eq!(bytes(u64::MAX, true), "16777216 TiB");
         assert_eq!(cores(100), "0.1 CPU");
