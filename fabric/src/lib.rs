@@ -18,4 +18,5 @@ pub mod model;
 pub mod rpc;
 pub mod seams;
 pub mod token;
+pub mod transport;
 pub mod wire;

@@ -101,3 +101,35 @@ pub const TOMBSTONES_MAX: usize = 10_000;
 pub const CERTIFICATE_BYTES_MAX: usize = 4 * 1024;
 /// A certificate begins this long before it is issued, since clocks differ.
 pub const CERTIFICATE_BACKDATE: Duration = Duration::from_secs(300);
+/// How long a handshake, ours or a peer's, may take.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A connection over which nothing came for this long is dead, or not needed.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection with a request or stream under way is kept alive at this interval.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(3);
+/// Addresses of nodes that a node remembers.
+pub const ADDRESSES_MAX: usize = 2 * NODES_MAX;
+/// Datagrams per peer that wait for a connection; the oldest gives way.
+pub const DATAGRAMS_WAITING_MAX: usize = 16;
+/// Datagrams received and not yet taken; further ones are dropped.
+pub const DATAGRAMS_RECEIVED_MAX: usize = 4_096;
+/// A request must have arrived whole within this time.
+pub const REQUEST_READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// An answer must have been taken within this time.
+pub const ANSWER_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes of requests in memory at once, of all peers together; a further one waits.
+pub const REQUEST_BYTES_IN_FLIGHT_MAX: usize = 256 * 1024 * 1024;
+/// Bytes of a refusal that a peer takes.
+pub const REFUSAL_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of a stream's header.
+pub const STREAM_HEADER_BYTES_MAX: usize = 64 * 1024;
+/// Joins and renewals served at once.
+pub const JOINS_MAX: usize = 64;
+/// Deadline of a join or renewal.
+pub const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes of a request or answer of a join.
+pub const JOIN_BYTES_MAX: usize = 256 * 1024;
+/// Bytes in flight of one stream.
+pub const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// Bytes in flight of one connection.
+pub const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;

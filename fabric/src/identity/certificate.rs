@@ -47,7 +47,7 @@ pub(super) fn role_name(role: Role) -> String {
 }
 
 /// The node that a server name asks for; none when it is not of the form of [`server_name`].
-pub(super) fn node_of(name: &str) -> Option<NodeId> {
+pub(crate) fn node_of(name: &str) -> Option<NodeId> {
     let (head, tail) = name.strip_suffix(".node.smartnode")?.split_once('.')?;
     format!("{head}{tail}").parse().ok().filter(|_| head.len() == 32)
 }

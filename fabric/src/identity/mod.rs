@@ -23,6 +23,8 @@ pub use credentials::Credentials;
 pub use key::NodeKey;
 pub use trust::{SharedTrust, Trust};
 
+pub(crate) use certificate::{node_of as wanted_node, server_name};
+
 /// Why a key or certificate is not good.
 #[derive(Debug, Error)]
 pub enum IdentityError {

@@ -1,0 +1,159 @@
+//! One authenticated connection: what arrives on it, and its keep-alive while it is in use.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use quinn::{Connection, ConnectionError, VarInt};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep};
+
+use super::{Class, Shared, fault, request};
+use crate::limits::KEEP_ALIVE;
+use crate::rpc::Peer;
+
+/// First byte of a datagram that only keeps the connection alive.
+const DATAGRAM_POKE: u8 = 0;
+/// First byte of a datagram with content.
+const DATAGRAM_CONTENT: u8 = 1;
+
+/// A connection with an authenticated peer.
+pub(super) struct Link {
+    pub(super) connection: Connection,
+    pub(super) peer: Peer,
+    pub(super) class: Class,
+    /// This node dialled; otherwise the peer did.
+    pub(super) dialled: bool,
+    pub(super) since: Instant,
+    /// The peer's certificate, to be judged again when trust changes.
+    pub(super) certificate: Vec<u8>,
+    /// Requests and streams of this node under way on it.
+    uses: AtomicUsize,
+    used: Notify,
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Link({:?} {:?} dialled={})", self.peer.id, self.class, self.dialled)
+    }
+}
+
+/// Keeps a connection alive as long as it lives.
+#[derive(Debug)]
+pub(super) struct InUse(Arc<Link>);
+
+impl InUse {
+    pub(super) fn of(link: &Arc<Link>) -> Self {
+        if link.uses.fetch_add(1, Ordering::Relaxed) == 0 {
+            link.used.notify_one();
+        }
+        InUse(link.clone())
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        self.0.uses.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Link {
+    pub(super) fn new(connection: Connection, peer: Peer, class: Class, dialled: bool, certificate: Vec<u8>) -> Self {
+        let (uses, used) = Default::default();
+        Link { connection, peer, class, dialled, since: Instant::now(), certificate, uses, used }
+    }
+
+    pub(super) fn is_live(&self) -> bool {
+        self.connection.close_reason().is_none()
+    }
+
+    pub(super) fn is_used(&self) -> bool {
+        self.uses.load(Ordering::Relaxed) > 0
+    }
+
+    pub(super) fn address(&self) -> SocketAddr {
+        self.connection.remote_address()
+    }
+
+    pub(super) fn close(&self, code: VarInt, reason: &str) {
+        self.connection.close(code, reason.as_bytes());
+    }
+
+    /// Sends something that the peer has to acknowledge.
+    pub(super) fn poke(&self) {
+        let _ = self.connection.send_datagram(Bytes::from_static(&[DATAGRAM_POKE]));
+    }
+
+    /// Sends a datagram, or drops it.
+    pub(super) fn send_datagram(&self, content: &[u8]) {
+        let mut datagram = BytesMut::with_capacity(1 + content.len());
+        datagram.put_u8(DATAGRAM_CONTENT);
+        datagram.put_slice(content);
+        if let Err(error) = self.connection.send_datagram(datagram.freeze()) {
+            tracing::trace!(peer = ?self.peer.id, %error, "a datagram was dropped");
+        }
+    }
+
+    async fn keep_alive(&self) {
+        loop {
+            if self.is_used() {
+                sleep(KEEP_ALIVE).await;
+                if self.is_used() {
+                    self.poke();
+                }
+            } else {
+                self.used.notified().await;
+            }
+        }
+    }
+
+    /// Serves what arrives until the connection ends, and says why it did.
+    async fn serve(self: &Arc<Self>, shared: &Arc<Shared>) -> ConnectionError {
+        let keep_alive = self.keep_alive();
+        tokio::pin!(keep_alive);
+        loop {
+            // A peer that floods must not keep this task from yielding.
+            tokio::task::coop::consume_budget().await;
+            tokio::select! {
+                biased;
+                reason = self.connection.closed() => return reason,
+                stream = self.connection.accept_bi() => match stream {
+                    Ok((send, recv)) => {
+                        tokio::spawn(request::serve(shared.clone(), self.clone(), send, recv));
+                    }
+                    Err(reason) => return reason,
+                },
+                stream = self.connection.accept_uni() => match stream {
+                    Ok(recv) => {
+                        tokio::spawn(request::receive_message(shared.clone(), self.clone(), recv));
+                    }
+                    Err(reason) => return reason,
+                },
+                datagram = self.connection.read_datagram() => match datagram {
+                    Ok(datagram) => self.take_datagram(shared, datagram),
+                    Err(reason) => return reason,
+                },
+                () = &mut keep_alive => {}
+            }
+        }
+    }
+
+    fn take_datagram(&self, shared: &Shared, mut datagram: Bytes) {
+        if self.class != Class::Control || datagram.first() != Some(&DATAGRAM_CONTENT) {
+            return;
+        }
+        let _ = datagram.split_to(1);
+        if shared.datagrams.try_send((self.peer.id, datagram)).is_err() {
+            tracing::trace!(peer = ?self.peer.id, "a datagram was dropped: nobody takes them");
+        }
+    }
+}
+
+/// Runs a connection that was installed in the pool.
+pub(super) async fn run(shared: Arc<Shared>, link: Arc<Link>) {
+    let reason = link.serve(&shared).await;
+    shared.pool().remove(&link);
+    tracing::debug!(peer = ?link.peer.id, class = ?link.class, reason = fault::text(&reason), "connection ended");
+}
