@@ -119,6 +119,9 @@ pub enum TransportError {
     },
 }
 
+/// Peers' datagrams with their senders.
+pub type Datagrams = mpsc::Receiver<(NodeId, Bytes)>;
+
 /// An open connection, for people and metrics.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerConnection {
@@ -181,7 +184,7 @@ impl Shared {
 #[derive(Clone)]
 pub struct Transport {
     shared: Arc<Shared>,
-    received: Arc<Mutex<Option<mpsc::Receiver<(NodeId, Bytes)>>>>,
+    received: Arc<Mutex<Option<Datagrams>>>,
 }
 
 impl fmt::Debug for Transport {
@@ -259,7 +262,7 @@ impl Transport {
     }
 
     /// The receiver of peers' datagrams: handed out once, none afterwards.
-    pub fn datagrams(&self) -> Option<mpsc::Receiver<(NodeId, Bytes)>> {
+    pub fn datagrams(&self) -> Option<Datagrams> {
         self.received.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
