@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod caretaker;
+pub mod config;
 pub mod host;
 pub mod lab;
 pub mod limits;
@@ -13,3 +14,4 @@ pub mod reconcile;
 pub mod runtime;
 pub mod schedule;
 pub mod transfer;
+pub mod units;

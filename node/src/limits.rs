@@ -44,3 +44,9 @@ pub const CLIENT_ANSWER_BYTES_MAX: usize = 64 << 20;
 pub const API_DRAIN: Duration = Duration::from_secs(2);
 /// A port that cannot accept tries again after this.
 pub const API_ACCEPT_REST: Duration = Duration::from_millis(100);
+/// A client without a connection gives up after this.
+pub const CLIENT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A client's request without a stream is given up after this.
+pub const CLIENT_TIMEOUT: Duration = Duration::from_secs(65);
+/// Bytes of one line of a stream.
+pub const CLIENT_LINE_BYTES_MAX: usize = 4 << 20;

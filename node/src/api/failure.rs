@@ -131,7 +131,12 @@ impl Class {
             "expired-cursor" => Class::Gone,
             "busy" => Class::Busy,
             "timeout" => Class::Timeout,
-            "unreachable" | "no-leader" | "not-ready" | "no-quorum" | codes::NOT_INITIALIZED => Class::Unreachable,
+            "unreachable"
+            | "unreachable-connection-lost"
+            | "no-leader"
+            | "not-ready"
+            | "no-quorum"
+            | codes::NOT_INITIALIZED => Class::Unreachable,
             "internal" | "damaged" => Class::Internal,
             codes::NOT_FOUND | codes::NO_MOVE => Class::NotFound,
             _ => Class::Conflict,

@@ -5,6 +5,7 @@
 //! What is absent: nothing here reads the ledger, gossip or a machine; nothing here decides.
 
 pub mod backend;
+pub mod client;
 mod extract;
 pub mod failure;
 pub mod frames;

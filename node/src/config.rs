@@ -1,0 +1,330 @@
+//! Options of a node: flags over environment over `smartnode.toml` over defaults. Unknown keys are refused.
+#![expect(clippy::disallowed_methods, reason = "reads the configuration file before there is a data directory")]
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use fabric::model::{Labels, Name, check};
+use serde::Deserialize;
+use thiserror::Error;
+
+use crate::units;
+
+/// Where the file is unless named.
+pub const CONFIG_FILE: &str = "/etc/smartnode/smartnode.toml";
+/// Where a node keeps its data unless told otherwise.
+pub const DATA_DIR: &str = "/var/lib/smartnode";
+/// The admin socket of a node with the default data directory.
+pub const ADMIN_SOCKET: &str = "/run/smartnode/admin.sock";
+/// Port of the fabric (UDP).
+pub const FABRIC_PORT: u16 = 7420;
+/// Port of the admin API (TCP, loopback).
+pub const ADMIN_PORT: u16 = 7421;
+/// Largest configuration file.
+const CONFIG_BYTES_MAX: u64 = 64 * 1024;
+/// A unix socket's path has at most this many bytes on Linux.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// How the daemon writes its log.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Where the data and the configuration are: for every command.
+#[derive(Debug, Clone, Default, Args)]
+pub struct PlaceArgs {
+    /// The node's data directory [default: /var/lib/smartnode]
+    #[arg(long, global = true, env = "SMARTNODE_DATA_DIR", value_name = "PATH", help_heading = "Global options")]
+    pub data_dir: Option<PathBuf>,
+    /// Configuration file [default: /etc/smartnode/smartnode.toml, if it is there]
+    #[arg(long, global = true, env = "SMARTNODE_CONFIG", value_name = "PATH", help_heading = "Global options")]
+    pub config: Option<PathBuf>,
+}
+
+/// Flags of init, join and start.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Node options")]
+pub struct NodeArgs {
+    /// The node's name [default: the host's name]
+    #[arg(long, env = "SMARTNODE_NAME", value_name = "NAME")]
+    pub name: Option<Name>,
+    /// UDP address to listen on for peers [default: 0.0.0.0:7420]
+    #[arg(long, env = "SMARTNODE_LISTEN", value_name = "IP:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// Address at which peers reach this node [default: the source address of the route to them]
+    #[arg(long, env = "SMARTNODE_ADVERTISE", value_name = "IP:PORT")]
+    pub advertise: Option<SocketAddr>,
+    /// Loopback TCP address of the admin port [default: 127.0.0.1:7421]
+    #[arg(long, env = "SMARTNODE_ADMIN_LISTEN", value_name = "IP:PORT")]
+    pub admin_listen: Option<SocketAddr>,
+    /// Unix socket of the admin port [default: /run/smartnode/admin.sock, or admin.sock in another data directory]
+    #[arg(long, env = "SMARTNODE_ADMIN_SOCKET", value_name = "PATH")]
+    pub admin_socket: Option<PathBuf>,
+    /// Further host names under which the admin port may be used (repeatable)
+    #[arg(long = "admin-name", env = "SMARTNODE_ADMIN_NAMES", value_delimiter = ',', value_name = "HOST")]
+    pub admin_names: Vec<String>,
+    /// Failure domain: machines of one group are spread over zones
+    #[arg(long, env = "SMARTNODE_ZONE", value_name = "ZONE")]
+    pub zone: Option<String>,
+    /// Label of the node (repeatable)
+    #[arg(long = "label", env = "SMARTNODE_LABELS", value_delimiter = ',', value_name = "K=V", value_parser = units::key_value)]
+    pub labels: Vec<(String, String)>,
+    /// How the log is written [default: text]
+    #[arg(long, env = "SMARTNODE_LOG_FORMAT", value_enum, value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+}
+
+/// `smartnode.toml`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConfigFile {
+    data_dir: Option<PathBuf>,
+    name: Option<Name>,
+    listen: Option<SocketAddr>,
+    advertise: Option<SocketAddr>,
+    admin_listen: Option<SocketAddr>,
+    admin_socket: Option<PathBuf>,
+    admin_names: Option<Vec<String>>,
+    zone: Option<String>,
+    labels: Option<Labels>,
+    log_format: Option<LogFormat>,
+}
+
+/// Options of a node, resolved.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NodeOptions {
+    /// Where the node keeps everything.
+    pub data_dir: PathBuf,
+    /// Its name; none means the host's name at `init` and `join`, the recorded one at `start`.
+    pub name: Option<Name>,
+    /// UDP address for peers.
+    pub listen: SocketAddr,
+    /// Where peers reach it; none means the route's source address.
+    pub advertise: Option<SocketAddr>,
+    /// Loopback TCP address of the admin port.
+    pub admin_listen: SocketAddr,
+    /// Unix socket of the admin port.
+    pub admin_socket: PathBuf,
+    /// Further names that the Host header may have.
+    pub admin_names: Vec<String>,
+    /// Failure domain; none means none at `init` and `join`, the recorded one at `start`.
+    pub zone: Option<String>,
+    /// Labels; none means none at `init` and `join`, the recorded ones at `start`.
+    pub labels: Option<Labels>,
+    /// How the log is written.
+    pub log_format: LogFormat,
+}
+
+/// What a daemon is started for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Start {
+    /// Create a cluster, or go on with the one that this directory created.
+    Init,
+    /// Join through one of the peers, or go on as the member that this directory is.
+    Join {
+        /// `host:port` of members.
+        peers: Vec<String>,
+        /// The join token as text.
+        token: String,
+    },
+    /// Run from the data directory.
+    Start,
+}
+
+/// Why there are no options.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The file says something that is not understood.
+    #[error("{path}: {words}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        words: String,
+    },
+    /// An option breaks a rule.
+    #[error("{option}: {words}")]
+    Invalid {
+        /// Its key.
+        option: &'static str,
+        /// The rule.
+        words: String,
+    },
+}
+
+impl ConfigFile {
+    /// Parses the text of a file.
+    ///
+    /// # Errors
+    /// Line, column and what is wrong there; an unknown key is wrong.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())
+    }
+
+    /// Reads the named file, or the usual one if it is there.
+    ///
+    /// # Errors
+    /// When a named file is not there, or either is not understood.
+    pub fn load(named: Option<&Path>) -> Result<Self, ConfigError> {
+        let path = named.unwrap_or(Path::new(CONFIG_FILE));
+        let fail = |source| ConfigError::Read { path: path.to_owned(), source };
+        let size = match std::fs::metadata(path) {
+            Ok(metadata) => metadata.len(),
+            Err(error) if named.is_none() && error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(error) => return Err(fail(error)),
+        };
+        if size > CONFIG_BYTES_MAX {
+            return Err(fail(io::Error::new(io::ErrorKind::FileTooLarge, "it exceeds 64 KiB")));
+        }
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            // A user who may not read the node's configuration can still be its client.
+            Err(error) if named.is_none() && error.kind() == io::ErrorKind::PermissionDenied => {
+                return Ok(Self::default());
+            }
+            Err(error) => return Err(fail(error)),
+        };
+        Self::parse(&text).map_err(|words| ConfigError::Parse { path: path.to_owned(), words })
+    }
+}
+
+impl PlaceArgs {
+    /// The data directory and the admin socket, as every command needs them.
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub fn resolve(&self) -> Result<(PathBuf, PathBuf), ConfigError> {
+        let file = ConfigFile::load(self.config.as_deref())?;
+        let socket = file.admin_socket.clone();
+        let data_dir = self.data_dir(&file);
+        let socket = socket.unwrap_or_else(|| default_socket(&data_dir));
+        Ok((data_dir, socket))
+    }
+
+    fn data_dir(&self, file: &ConfigFile) -> PathBuf {
+        self.data_dir.clone().or_else(|| file.data_dir.clone()).unwrap_or_else(|| DATA_DIR.into())
+    }
+}
+
+fn default_socket(data_dir: &Path) -> PathBuf {
+    if data_dir == Path::new(DATA_DIR) { ADMIN_SOCKET.into() } else { data_dir.join("admin.sock") }
+}
+
+impl NodeOptions {
+    /// Flags and environment over the file over defaults.
+    ///
+    /// # Errors
+    /// Those of the file, and options that break a rule.
+    pub fn resolve(place: &PlaceArgs, flags: NodeArgs) -> Result<Self, ConfigError> {
+        Self::merge(place, flags, ConfigFile::load(place.config.as_deref())?)
+    }
+
+    fn merge(place: &PlaceArgs, flags: NodeArgs, file: ConfigFile) -> Result<Self, ConfigError> {
+        let data_dir = place.data_dir(&file);
+        let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, ADMIN_PORT));
+        let labels = if flags.labels.is_empty() { file.labels } else { Some(flags.labels.into_iter().collect()) };
+        let names = if flags.admin_names.is_empty() { file.admin_names } else { Some(flags.admin_names) };
+        let options = NodeOptions {
+            name: flags.name.or(file.name),
+            listen: flags.listen.or(file.listen).unwrap_or((Ipv4Addr::UNSPECIFIED, FABRIC_PORT).into()),
+            advertise: flags.advertise.or(file.advertise),
+            admin_listen: flags.admin_listen.or(file.admin_listen).unwrap_or(loopback),
+            admin_socket: flags.admin_socket.or(file.admin_socket).unwrap_or_else(|| default_socket(&data_dir)),
+            admin_names: names.unwrap_or_default(),
+            zone: flags.zone.or(file.zone),
+            labels,
+            log_format: flags.log_format.or(file.log_format).unwrap_or_default(),
+            data_dir,
+        };
+        options.check()?;
+        Ok(options)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let invalid = |option, words: String| Err(ConfigError::Invalid { option, words });
+        if self.admin_socket.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
+            let words = format!("{} is longer than {SOCKET_PATH_BYTES_MAX} bytes", self.admin_socket.display());
+            return invalid("admin_socket", words);
+        }
+        if !self.admin_listen.ip().is_loopback() {
+            let words = format!("{} is no loopback address, and this port has no TLS", self.admin_listen);
+            return invalid("admin_listen", words);
+        }
+        if let Some(address) = self.advertise.filter(|address| address.ip().is_unspecified() || address.port() == 0) {
+            return invalid("advertise", format!("peers cannot reach {address}"));
+        }
+        if let Some(zone) = self.zone.as_deref().filter(|zone| zone.len() > 63 || zone.chars().any(char::is_control)) {
+            return invalid("zone", format!("{zone:?} has more than 63 bytes or characters that do not print"));
+        }
+        match self.labels.as_ref().map(check::labels) {
+            Some(Err(error)) => invalid("labels", error.to_string()),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn merge(flags: NodeArgs, text: &str) -> Result<NodeOptions, ConfigError> {
+        NodeOptions::merge(&PlaceArgs::default(), flags, ConfigFile::parse(text).unwrap())
+    }
+
+    #[test]
+    fn flags_go_before_the_file_and_the_file_before_defaults() {
+        let flags = NodeArgs { zone: Some("b".into()), ..NodeArgs::default() };
+        let options = merge(flags, "zone = \"a\"\nlisten = \"127.0.0.1:7000\"\nlabels = { disk = \"ssd\" }").unwrap();
+        assert_eq!(options.zone.as_deref(), Some("b"));
+        assert_eq!(options.listen.to_string(), "127.0.0.1:7000");
+        assert_eq!(options.admin_listen.to_string(), "127.0.0.1:7421");
+        assert_eq!(options.admin_socket, Path::new(ADMIN_SOCKET));
+        assert_eq!(options.labels.unwrap()["disk"], "ssd");
+    }
+
+    #[test]
+    fn another_data_directory_has_its_own_socket() {
+        let options = merge(NodeArgs::default(), "data_dir = \"/srv/n1\"").unwrap();
+        assert_eq!(options.admin_socket, Path::new("/srv/n1/admin.sock"));
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_place() {
+        let words = ConfigFile::parse("name = \"n1\"\nlissten = \"x\"").unwrap_err();
+        assert!(words.contains("lissten") && words.contains("line 2"), "{words}");
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused() {
+        for bad in ["admin_listen = \"0.0.0.0:7421\"", "advertise = \"0.0.0.0:7420\"", "labels = { \"a b\" = \"c\" }"] {
+            assert!(merge(NodeArgs::default(), bad).is_err(), "{bad}");
+        }
+        let long = format!("data_dir = \"/{}\"", "x".repeat(120));
+        assert!(merge(NodeArgs::default(), &long).unwrap_err().to_string().contains("admin_socket"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_file_is_read_without_a_panic(text in "(?s).{0,200}") {
+            let _ = ConfigFile::parse(&text);
+        }
+    }
+}
