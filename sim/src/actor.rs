@@ -1,11 +1,13 @@
 //! What runs on the hosts: the seam between the world, which knows no product, and the software under test.
 
 use std::fmt;
+use std::sync::Arc;
 
 use fabric::rpc::BoxFuture;
 use fabric::seams::Seams;
 
 use crate::clock::HostClock;
+use crate::kernel::FakeRuntime;
 use crate::trace::Trace;
 
 /// A host, numbered from 1.
@@ -59,6 +61,8 @@ pub struct Boot {
     pub hosts: u64,
     /// The world as this boot sees it.
     pub seams: Seams,
+    /// The kernel's seam: this host's machines.
+    pub machines: Arc<FakeRuntime>,
     /// Seed of this boot, for what wants a seed of its own.
     pub seed: u64,
     /// From this world time on the hosts are left in peace, in microseconds.

@@ -50,6 +50,12 @@ impl HostClock {
         self.dial().local(world_us)
     }
 
+    /// `CLOCK_BOOTTIME` at world time `world_us`; needs no runtime.
+    pub fn boottime_at(&self, world_us: u64) -> Duration {
+        let dial = self.dial();
+        dial.boot_origin + dial.local(world_us).saturating_duration_since(dial.base)
+    }
+
     /// World time now, within the step under way.
     pub fn world_us(&self) -> u64 {
         self.dial().world_us()

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use fabric::limits::LEASE_TTL;
 use fabric::seams::Seams;
 use rand::RngExt;
 use tokio::runtime::{Builder, RngSeed, Runtime};
@@ -16,6 +17,7 @@ use crate::ambient::{self, Ambient, within};
 use crate::clock::HostClock;
 use crate::disk::{HostDisk, Loss};
 use crate::entropy::SeededEntropy;
+use crate::kernel::{Kernel, Running};
 use crate::net::Net;
 use crate::power::Supply;
 use crate::random;
@@ -71,19 +73,36 @@ struct Life {
 pub struct Host {
     id: HostId,
     disk: HostDisk,
+    kernel: Kernel,
     drift_ppm: i64,
     wall_offset_us: i64,
     boots: u64,
     life: Option<Life>,
+    /// The clock of the last daemon, while the host has had power since: `CLOCK_BOOTTIME` goes on without daemons.
+    last_clock: Option<HostClock>,
     /// When it boots, in microseconds, while it is down.
     back_us: u64,
+    /// Until then a lease may be believed in that has ended, since this host's clock stood still.
+    mistaken_until_us: u64,
 }
 
 impl Host {
     /// A host that boots at once.
     pub fn new(id: HostId, seed: u64, drift_ppm: i64) -> Self {
         let disk = HostDisk::new(random::stream(seed, "disk", &[id.0]));
-        Host { id, disk, drift_ppm, wall_offset_us: 0, boots: 0, life: None, back_us: 0 }
+        let kernel = Kernel::default();
+        Host {
+            id,
+            disk,
+            kernel,
+            drift_ppm,
+            wall_offset_us: 0,
+            boots: 0,
+            life: None,
+            last_clock: None,
+            back_us: 0,
+            mistaken_until_us: 0,
+        }
     }
 
     /// Its number.
@@ -118,7 +137,10 @@ impl Host {
             builder.enable_time().start_paused(true).rng_seed(RngSeed::from_bytes(&seed.to_le_bytes()));
             builder.build().expect("a runtime without IO takes nothing that could be missing")
         });
-        let boot_origin = Duration::from_micros(random::stream(around.seed, "origin", &names).random_range(0..1 << 40));
+        let boot_origin = match &self.last_clock {
+            Some(clock) => clock.boottime_at(now_us),
+            None => Duration::from_micros(random::stream(around.seed, "origin", &names).random_range(0..1 << 40)),
+        };
         let clock = within(&mut ambient, now_us, || {
             let _inside = runtime.enter();
             HostClock::start(now_us, self.drift_ppm, self.wall_offset_us, boot_origin)
@@ -130,8 +152,9 @@ impl Host {
             udp: around.net.plug(self.id, clock.clone(), supply.clone()),
         };
         let recorder = Recorder::new(around.trace.clone(), self.id, clock.clone());
+        let runtime_seam = self.kernel.attach(seams.clock.clone(), supply.clone());
         let (number, hosts, calm_us) = (self.boots, around.hosts, around.calm_us);
-        let boot = Boot { host: self.id, number, hosts, seams, seed, calm_us, recorder };
+        let boot = Boot { host: self.id, number, hosts, seams, machines: runtime_seam, seed, calm_us, recorder };
         around.trace.event(now_us, self.id, &format_args!("boots for the {number}. time"));
         within(&mut ambient, now_us, || {
             let _inside = runtime.enter();
@@ -180,6 +203,13 @@ impl Host {
             End::CutByDisk => {}
             End::Daemon => self.disk.end_process(),
         }
+        self.last_clock = match end {
+            End::Daemon => Some(life.clock.clone()),
+            End::PowerCut(_) | End::CutByDisk => {
+                self.kernel.power_cut();
+                None
+            }
+        };
         within(&mut life.ambient, now_us, || {
             {
                 let _inside = life.runtime.enter();
@@ -200,8 +230,20 @@ impl Host {
             life.held_until_us = begin.max(until_us);
             if clocks_too {
                 life.clock.stood_still(life.held_until_us - begin);
+                self.mistaken_until_us = life.held_until_us + 2 * LEASE_TTL.as_micros() as u64;
             }
         }
+    }
+
+    /// Whether its machines may run on an ended lease: the documented limit of a clock that stopped altogether.
+    pub fn is_mistaken(&self, now_us: u64) -> bool {
+        now_us < self.mistaken_until_us
+    }
+
+    /// The machines that run on it, unfrozen, at a moment.
+    pub fn running(&self, now_us: u64) -> Vec<Running> {
+        let clock = self.life.as_ref().map(|life| &life.clock).or(self.last_clock.as_ref());
+        clock.map(|clock| self.kernel.running(clock.boottime_at(now_us))).unwrap_or_default()
     }
 
     /// Sets its wall clock, off by so many microseconds from the truth.

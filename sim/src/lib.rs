@@ -16,6 +16,8 @@ pub mod disk;
 pub mod entropy;
 pub mod faults;
 pub mod host;
+pub mod invariants;
+pub mod kernel;
 pub mod limits;
 pub mod net;
 pub mod power;

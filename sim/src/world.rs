@@ -16,6 +16,7 @@ use crate::ambient::{self, Ambient, within};
 use crate::disk::Loss;
 use crate::faults::{Action, Faults, Plan};
 use crate::host::{End, Host, Surroundings};
+use crate::invariants::one_owner;
 use crate::limits::{HOSTS_MAX, QUANTUM_US, RUN_MAX};
 use crate::net::{Net, Weather};
 use crate::random;
@@ -173,6 +174,17 @@ impl World {
             }
         }
         self.now_us = to_us;
+        self.check();
+    }
+
+    /// The invariants that are cheap enough for every step.
+    fn check(&self) {
+        let now_us = self.now_us;
+        let judged = self.hosts.iter().filter(|host| !host.is_mistaken(now_us));
+        let running = judged.flat_map(|host| host.running(now_us).into_iter().map(|machine| (host.id(), machine)));
+        if let Some(found) = one_owner::check(running) {
+            self.around.trace.violation(now_us, &found);
+        }
     }
 
     fn act(&mut self, action: &Action) {

@@ -1,0 +1,3 @@
+//! What must hold, one file each, after design section 14.
+
+pub mod one_owner;

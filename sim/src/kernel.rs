@@ -1,0 +1,309 @@
+//! A host's kernel, as far as machines need one: a fake of [`Runtime`] whose machines are records.
+//!
+//! Like the real one it outlives the daemon: machines and their supervisors' lease deadlines belong to the host
+//! ([`Kernel`]), and a new daemon ([`FakeRuntime`]) finds what runs. A power cut ends what runs and keeps the disks. The
+//! supervisor's freeze is reckoned, not timed: whoever looks at a moment learns whether the deadline had passed by then,
+//! also while the daemon is stopped.
+//!
+//! Absent: programs. A machine that was started runs until somebody ends it; nothing can be executed in it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use fabric::ids::MachineId;
+use fabric::limits::LEASE_FREEZE_MARGIN;
+use fabric::model::{MachineState, MachineStatus};
+use fabric::seams::Clock;
+use smartnode::runtime::{Duplex, ExecStream, Frozen, Launch, LogLine, LogQuery, Observed, Runtime, RuntimeError};
+use tokio::sync::{mpsc, watch};
+use tokio::time::sleep;
+
+use crate::power::Supply;
+
+/// How long the start of a machine takes.
+const START: Duration = Duration::from_millis(30);
+/// How long stopping one takes.
+const STOP: Duration = Duration::from_millis(20);
+
+#[derive(Debug)]
+struct Machine {
+    launch: Launch,
+    up: bool,
+    frozen: Frozen,
+    deadline: Option<Duration>,
+    started_ms: Option<u64>,
+    reason: Option<String>,
+}
+
+impl Machine {
+    /// What its supervisor has done by `now`, on `CLOCK_BOOTTIME`.
+    fn settle(&mut self, now: Duration) {
+        let expires = self.deadline.is_some_and(|deadline| now + LEASE_FREEZE_MARGIN >= deadline);
+        if self.up && self.launch.spec.exclusive && expires {
+            self.frozen.by_lease = true;
+        }
+    }
+
+    fn runs(&self) -> bool {
+        self.up && !self.frozen.by_lease && !self.frozen.by_order
+    }
+
+    fn end(&mut self, reason: &str) {
+        (self.up, self.frozen, self.reason) = (false, Frozen::default(), Some(reason.to_owned()));
+    }
+
+    fn status(&self) -> MachineStatus {
+        let state = match (self.up, self.runs()) {
+            (true, true) => MachineState::Running,
+            (true, false) => MachineState::Frozen,
+            (false, _) => MachineState::Stopped,
+        };
+        MachineStatus {
+            id: self.launch.id,
+            epoch: self.launch.epoch,
+            state,
+            pid: None,
+            started_ms: self.started_ms,
+            restarts: 0,
+            exit_code: None,
+            reason: self.reason.clone(),
+            cpu_micros: 0,
+            memory_bytes: if self.up { 1 << 20 } else { 0 },
+            memory_floor: "best-effort".to_owned(),
+        }
+    }
+
+    fn observed(&self) -> Observed {
+        Observed {
+            id: self.launch.id,
+            epoch: self.launch.epoch,
+            requested_restarts: self.launch.requested_restarts,
+            exclusive: self.launch.spec.exclusive,
+            frozen: self.frozen,
+            lease_deadline: self.deadline,
+            status: self.status(),
+        }
+    }
+}
+
+/// A machine that runs at a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Running {
+    /// Which.
+    pub id: MachineId,
+    /// In which epoch.
+    pub epoch: u64,
+    /// Whether it must run nowhere else.
+    pub exclusive: bool,
+}
+
+/// The machines of one host.
+#[derive(Debug, Clone, Default)]
+pub struct Kernel {
+    machines: Arc<Mutex<BTreeMap<MachineId, Machine>>>,
+}
+
+impl Kernel {
+    fn machines(&self) -> MutexGuard<'_, BTreeMap<MachineId, Machine>> {
+        self.machines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What runs, unfrozen, at `boottime`.
+    pub fn running(&self, boottime: Duration) -> Vec<Running> {
+        let mut machines = self.machines();
+        machines.values_mut().for_each(|machine| machine.settle(boottime));
+        let running = machines.values().filter(|machine| machine.runs());
+        let name = |machine: &Machine| Running {
+            id: machine.launch.id,
+            epoch: machine.launch.epoch,
+            exclusive: machine.launch.spec.exclusive,
+        };
+        running.map(name).collect()
+    }
+
+    /// The power goes: everything ends, disks stay.
+    pub fn power_cut(&self) {
+        self.machines()
+            .values_mut()
+            .filter(|machine| machine.up)
+            .for_each(|machine| machine.end("the host lost power"));
+    }
+
+    /// The runtime as a daemon sees it.
+    pub fn attach(&self, clock: Arc<dyn Clock>, supply: Supply) -> Arc<FakeRuntime> {
+        let (changed, _) = watch::channel(0);
+        Arc::new(FakeRuntime { kernel: self.clone(), clock, supply, changed })
+    }
+}
+
+/// One daemon's hold on its host's machines.
+#[derive(Debug)]
+pub struct FakeRuntime {
+    kernel: Kernel,
+    clock: Arc<dyn Clock>,
+    supply: Supply,
+    changed: watch::Sender<u64>,
+}
+
+impl FakeRuntime {
+    /// Works on all machines, settled up to now, unless the power is gone.
+    fn with_all<T>(
+        &self,
+        work: impl FnOnce(&mut BTreeMap<MachineId, Machine>) -> Result<T, RuntimeError>,
+    ) -> Result<T, RuntimeError> {
+        if !self.supply.is_on() {
+            return Err(RuntimeError::Unsupported("the power is gone".to_owned()));
+        }
+        let now = self.clock.boottime();
+        let mut machines = self.kernel.machines();
+        machines.values_mut().for_each(|machine| machine.settle(now));
+        work(&mut machines)
+    }
+
+    fn with<T>(
+        &self,
+        id: MachineId,
+        work: impl FnOnce(&mut Machine) -> Result<T, RuntimeError>,
+    ) -> Result<T, RuntimeError> {
+        self.with_all(|machines| work(machines.get_mut(&id).ok_or(RuntimeError::NotFound(id))?))
+    }
+
+    fn with_up<T>(&self, id: MachineId, work: impl FnOnce(&mut Machine) -> T) -> Result<T, RuntimeError> {
+        let done = self.with(id, |machine| if machine.up { Ok(work(machine)) } else { Err(down(id)) })?;
+        self.change();
+        Ok(done)
+    }
+
+    fn change(&self) {
+        self.changed.send_modify(|version| *version += 1);
+    }
+}
+
+fn down(id: MachineId) -> RuntimeError {
+    RuntimeError::State { id, state: "down".to_owned(), hint: "start it first".to_owned() }
+}
+
+#[async_trait]
+impl Runtime for FakeRuntime {
+    async fn list(&self) -> Result<Vec<Observed>, RuntimeError> {
+        self.with_all(|machines| Ok(machines.values().map(Machine::observed).collect()))
+    }
+
+    async fn prepare(&self, launch: &Launch) -> Result<(), RuntimeError> {
+        let id = launch.id;
+        self.with_all(|machines| {
+            if machines.get(&id).is_some_and(|machine| machine.up) {
+                let hint = "stop it first".to_owned();
+                return Err(RuntimeError::State { id, state: "up".to_owned(), hint });
+            }
+            let (launch, deadline) = (launch.clone(), launch.lease_deadline);
+            let fresh =
+                Machine { launch, up: false, frozen: Frozen::default(), deadline, started_ms: None, reason: None };
+            machines.insert(id, fresh);
+            Ok(())
+        })?;
+        self.change();
+        Ok(())
+    }
+
+    async fn start(&self, launch: &Launch) -> Result<(), RuntimeError> {
+        let id = launch.id;
+        let up_at = self.with_all(|machines| {
+            let up = machines.get(&id).filter(|machine| machine.up);
+            Ok(up.map(|machine| machine.launch.epoch))
+        })?;
+        match up_at {
+            Some(epoch) if epoch == launch.epoch => return Ok(()),
+            Some(epoch) => {
+                let (state, hint) = (format!("up at epoch {epoch}"), "stop it first".to_owned());
+                return Err(RuntimeError::State { id, state, hint });
+            }
+            None => self.prepare(launch).await?,
+        }
+        sleep(START).await;
+        let started_ms = self.clock.wall().as_millis() as u64;
+        self.with(id, |machine| {
+            (machine.up, machine.started_ms) = (true, Some(started_ms));
+            Ok(())
+        })?;
+        self.change();
+        Ok(())
+    }
+
+    async fn stop(&self, id: MachineId, _: Duration) -> Result<(), RuntimeError> {
+        sleep(STOP).await;
+        self.with(id, |machine| {
+            if machine.up {
+                machine.end("stopped");
+            }
+            Ok(())
+        })?;
+        self.change();
+        Ok(())
+    }
+
+    async fn destroy(&self, id: MachineId) -> Result<(), RuntimeError> {
+        self.with_all(|machines| {
+            machines.remove(&id);
+            Ok(())
+        })?;
+        self.change();
+        Ok(())
+    }
+
+    async fn quarantine(&self, id: MachineId) -> Result<(), RuntimeError> {
+        self.destroy(id).await
+    }
+
+    async fn freeze(&self, id: MachineId) -> Result<(), RuntimeError> {
+        self.with_up(id, |machine| machine.frozen.by_order = true)
+    }
+
+    async fn thaw(&self, id: MachineId) -> Result<(), RuntimeError> {
+        self.with_up(id, |machine| machine.frozen.by_order = false)
+    }
+
+    async fn renew(&self, id: MachineId, deadline: Duration, thaw: bool) -> Result<(), RuntimeError> {
+        let now = self.clock.boottime();
+        self.with_up(id, |machine| {
+            machine.deadline = machine.deadline.max(Some(deadline));
+            machine.frozen.by_lease &= !thaw;
+            machine.settle(now);
+        })
+    }
+
+    async fn status(&self, id: MachineId) -> Result<MachineStatus, RuntimeError> {
+        self.with(id, |machine| Ok(machine.status()))
+    }
+
+    async fn exec(&self, _: MachineId, _: &[String]) -> Result<ExecStream, RuntimeError> {
+        Err(RuntimeError::Unsupported("simulated machines have no programs".to_owned()))
+    }
+
+    async fn logs(&self, id: MachineId, _: LogQuery) -> Result<mpsc::Receiver<LogLine>, RuntimeError> {
+        self.with(id, |_| Ok(mpsc::channel(1).1))
+    }
+
+    async fn connect(&self, id: MachineId, port: u16) -> Result<Box<dyn Duplex>, RuntimeError> {
+        let source = std::io::ErrorKind::ConnectionRefused.into();
+        self.with(id, |_| Err(RuntimeError::Connect { id, port, source }))
+    }
+
+    fn writable_layer(&self, id: MachineId) -> PathBuf {
+        PathBuf::from(format!("simulated/{id}"))
+    }
+
+    fn watch(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    async fn sweep(&self, _: Duration) -> Result<(), RuntimeError> {
+        self.with_all(|_| Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests;
