@@ -7,6 +7,7 @@ pub mod api;
 pub mod caretaker;
 pub mod config;
 pub mod host;
+pub mod images;
 pub mod lab;
 pub mod limits;
 pub mod node;
