@@ -10,7 +10,7 @@ use fabric::seams::Clock;
 use tokio::time::Instant;
 
 /// Wall time at which every run begins, since the Unix epoch.
-const EPOCH: Duration = Duration::from_secs(1_800_000_000);
+pub const EPOCH: Duration = Duration::from_secs(1_800_000_000);
 
 #[derive(Debug)]
 struct Dial {

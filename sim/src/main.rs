@@ -13,6 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use smartnode_sim::actor::Software;
 use smartnode_sim::ambient;
 use smartnode_sim::faults::Faults;
+use smartnode_sim::software::calls::Calls;
 use smartnode_sim::software::leaky::Leak;
 use smartnode_sim::software::ping::{Ping, Pings};
 use smartnode_sim::trace::Trace;
@@ -63,6 +64,8 @@ struct Run {
 enum What {
     /// The world's own control: pings over QUIC
     Ping,
+    /// The fabric's transport alone
+    Calls,
     #[value(hide = true)]
     LeakWallClock,
     #[value(hide = true)]
@@ -82,6 +85,10 @@ impl Run {
     fn software(&self) -> anyhow::Result<Arc<dyn Software>> {
         Ok(match self.software {
             What::Ping => Arc::new(Pings(Arc::new(Ping::new(self.seed)?))),
+            What::Calls => {
+                let calm_us = Duration::from_secs(self.seconds).saturating_sub(CALM).as_micros() as u64;
+                Arc::new(Calls::new(self.seed, self.nodes, calm_us)?)
+            }
             What::LeakWallClock => Arc::new(Leak::WallClock),
             What::LeakThread => Arc::new(Leak::Thread),
             What::LeakSocket => Arc::new(Leak::Socket),

@@ -24,6 +24,11 @@ fn pings_replay_under_every_fault() {
 }
 
 #[test]
+fn the_transport_replays_under_every_fault() {
+    twice("--software calls --seconds 40 --nodes 3", 1..3);
+}
+
+#[test]
 fn traces_are_equal_line_for_line_and_logging_changes_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let trace = |name: &str, more: &str| {

@@ -18,3 +18,8 @@ fn swarm(arguments: &str, seeds: std::ops::Range<u64>) {
 fn pings_survive_a_swarm() {
     swarm("--software ping --seconds 30 --nodes 4", 100..112);
 }
+
+#[test]
+fn the_transport_survives_a_swarm() {
+    swarm("--software calls --seconds 40 --nodes 4", 100..106);
+}
