@@ -1,0 +1,18 @@
+//! Bounds of forwarding.
+
+use std::time::Duration;
+
+/// Connections that one published port carries at once; a further one waits in the listener's queue.
+pub const CONNECTIONS_PER_PORT_MAX: usize = 512;
+/// Connections that wait to be accepted at one port.
+pub const BACKLOG: u32 = 256;
+/// Bytes buffered in each direction of a connection.
+pub const COPY_BYTES: usize = 64 * 1024;
+/// The machine answers a connection within this time.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// After one side has ended, the other has this long without any traffic before the connection is given up.
+pub const HALF_CLOSED_IDLE_MAX: Duration = Duration::from_secs(300);
+/// A listener that cannot accept (no descriptors left) waits this long before it tries again.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// A dropped proxy's connections may go on this long.
+pub const DRAIN: Duration = Duration::from_secs(2);
