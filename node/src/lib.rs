@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod caretaker;
+pub mod cli;
 pub mod config;
 pub mod host;
 pub mod images;

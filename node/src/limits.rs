@@ -50,3 +50,5 @@ pub const CLIENT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub const CLIENT_TIMEOUT: Duration = Duration::from_secs(65);
 /// Bytes of one line of a stream.
 pub const CLIENT_LINE_BYTES_MAX: usize = 4 << 20;
+/// Connections that one `machine forward` carries at once.
+pub const FORWARDS_MAX: usize = 256;

@@ -186,8 +186,7 @@ mod tests {
         }
 
         #[test]
-        fn a_written_number_is_read_back(bytes in any::<u64>(), millis in 0u64..=3_153_600_000_000, key in "[a-z]{1,9}", value in ".{0,9}") {
-            prop_assume!(bytes < 1_000_000_000_000_000);
+        fn a_written_number_is_read_back(bytes in 0u64..1_000_000_000_000_000, millis in 0u64..=3_153_600_000_000, key in "[a-z]{1,9}", value in ".{0,9}") {
             prop_assert_eq!(size(&bytes.to_string()), Ok(bytes));
             prop_assert_eq!(duration(&format!("{millis}ms")), Ok(Duration::from_millis(millis)));
             prop_assert_eq!(key_value(&format!("{key}={value}")), Ok((key, value)));

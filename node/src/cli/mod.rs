@@ -1,0 +1,97 @@
+//! The command line: a client of the admin API, and the one place where a daemon begins.
+//!
+//! Data goes to stdout, everything else to stderr. An error is its cause, an empty line and the next command to try;
+//! exit codes are in [`error`]. What is absent: nothing here knows the ledger or a machine but through the API.
+
+mod args;
+mod cluster;
+mod daemon;
+mod error;
+mod image;
+mod machine;
+mod node;
+mod output;
+mod progress;
+mod service;
+mod session;
+mod streams;
+#[cfg(test)]
+mod tests;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use fabric::rpc::BoxFuture;
+
+use crate::config::{NodeOptions, Start};
+
+pub use args::{Cli, Command};
+pub use error::{CliError, Exit};
+use session::Session;
+
+/// Runs a node until it is told to stop: `smartnode::node` gives it, so that this module knows nothing of a node.
+pub type Daemon = fn(NodeOptions, Start) -> BoxFuture<Result<(), CliError>>;
+
+/// Parses the arguments of this process and does what they say; `daemon` runs a node.
+pub fn main(daemon: Daemon) -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let code = if error.use_stderr() { Exit::Usage } else { Exit::Ok };
+            // Nobody is left to tell when the terminal is gone.
+            let _ = error.print();
+            return code.into();
+        }
+    };
+    let quiet = cli.global.quiet;
+    match dispatch(cli, daemon) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            error.print(quiet);
+            error.exit.into()
+        }
+    }
+}
+
+/// Which code a command ends with: 0, or that of a program run by `exec`.
+fn dispatch(cli: Cli, daemon: Daemon) -> Result<u8, CliError> {
+    match cli.command {
+        Command::Init(init) => daemon::run(&cli.global, init.into_node(), daemon).map(|()| 0),
+        Command::Join(join) => daemon::run(&cli.global, join.into_node()?, daemon).map(|()| 0),
+        Command::Start(start) => daemon::run(&cli.global, start.into_node(), daemon).map(|()| 0),
+        Command::Version => cluster::version(cli.global.output).map(|()| 0),
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "smartnode", &mut anstream::stdout());
+            Ok(0)
+        }
+        Command::Service(service) => service::run(service).map(|()| 0),
+        command => {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(|error| CliError::new(Exit::Failed, format!("the program cannot start: {error}")))?;
+            let done = runtime.block_on(client(Session::new(cli.global)?, command));
+            // A read of standard input that nobody ends must not hold the program.
+            runtime.shutdown_background();
+            done
+        }
+    }
+}
+
+async fn client(mut session: Session, command: Command) -> Result<u8, CliError> {
+    let session = &mut session;
+    match command {
+        Command::Status(status) => cluster::status(session, status).await,
+        Command::Stop(stop) => cluster::stop(session, stop).await,
+        Command::Leave(leave) => cluster::leave(session, leave).await,
+        Command::Token(token) => cluster::token(session, token).await,
+        Command::Tenant(tenant) => cluster::tenant(session, tenant).await,
+        Command::Events(events) => streams::events(session, events).await,
+        Command::Node(node) => node::run(session, node).await,
+        Command::Machine(machine) => return machine::run(session, machine).await,
+        Command::Image(image) => image::run(session, image).await,
+        Command::Init(_) | Command::Join(_) | Command::Start(_) => Ok(()),
+        Command::Version | Command::Completion { .. } | Command::Service(_) => Ok(()),
+    }?;
+    Ok(0)
+}

@@ -1,0 +1,62 @@
+//! The systemd unit: written from `contrib/smartnode.service`, and what was done is told.
+#![expect(clippy::disallowed_methods, reason = "writes the host's unit file, which no seam covers")]
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::Command;
+
+use super::args::ServiceCommand;
+use super::error::{CliError, Exit};
+
+const UNIT: &str = include_str!("../../../contrib/smartnode.service");
+const UNIT_NAME: &str = "smartnode.service";
+const PROGRAM: &str = "/usr/local/bin/smartnode";
+
+fn refused(what: &str, path: &Path, error: &io::Error) -> CliError {
+    let exit = if error.kind() == io::ErrorKind::PermissionDenied { Exit::Denied } else { Exit::Failed };
+    CliError::new(exit, format!("cannot {what} {}: {error}", path.display())).hint("run it as root")
+}
+
+fn say(words: &str) {
+    let _ = writeln!(anstream::stderr(), "{words}");
+}
+
+/// Tells systemd, where there is one.
+fn reload(directory: &Path) {
+    if !directory.starts_with("/etc/systemd") && !directory.starts_with("/run/systemd") {
+        return;
+    }
+    match Command::new("systemctl").arg("daemon-reload").status() {
+        Ok(status) if status.success() => say("told systemd to read it"),
+        _ => say("systemd does not answer here: it reads the unit at its next start"),
+    }
+}
+
+/// `service`.
+pub fn run(command: ServiceCommand) -> Result<(), CliError> {
+    match command {
+        ServiceCommand::Install(args) => {
+            let path = args.unit_dir.join(UNIT_NAME);
+            let program = std::env::current_exe()?;
+            let text = UNIT.replace(PROGRAM, &program.to_string_lossy());
+            let unchanged = std::fs::read_to_string(&path).is_ok_and(|old| old == text);
+            if !unchanged {
+                std::fs::write(&path, text).map_err(|error| refused("write", &path, &error))?;
+            }
+            say(&format!("{} {}", if unchanged { "already there:" } else { "wrote" }, path.display()));
+            reload(&args.unit_dir);
+            say("\nnext: systemctl enable --now smartnode");
+        }
+        ServiceCommand::Uninstall(args) => {
+            let path = args.unit_dir.join(UNIT_NAME);
+            match std::fs::remove_file(&path) {
+                Ok(()) => say(&format!("removed {}", path.display())),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => say("there was no unit"),
+                Err(error) => return Err(refused("remove", &path, &error)),
+            }
+            reload(&args.unit_dir);
+            say("a running daemon goes on; stop it: smartnode stop");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,198 @@
+//! One run of a client command: whom it asks, how it waits, what it says.
+#![expect(clippy::disallowed_methods, reason = "reads the token file of the user, which no seam covers")]
+
+use std::io::{self, BufRead, IsTerminal, Read, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use axum::http::Method;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::args::Global;
+use super::error::{CliError, Exit};
+use super::progress::Progress;
+use crate::api::client::{Address, Client, segment};
+use crate::api::failure::{Class, Failure};
+use crate::api::types::{Operation, OperationState};
+use crate::limits::API_WAIT_MAX;
+
+/// Largest token file.
+const TOKEN_FILE_BYTES_MAX: u64 = 4096;
+/// The node writes its operator's token into this file of its data directory.
+pub const TOKEN_FILE: &str = "admin.token";
+
+/// One run of a client command.
+pub struct Session {
+    /// The flags.
+    pub global: Global,
+    /// The admin port.
+    pub client: Client,
+}
+
+/// The first line of standard input.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn first_line_of_stdin() -> Result<String, CliError> {
+    let mut line = String::new();
+    io::stdin().lock().take(TOKEN_FILE_BYTES_MAX).read_line(&mut line)?;
+    Ok(line.trim().to_owned())
+}
+
+fn read_token(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(TOKEN_FILE_BYTES_MAX).read_to_string(&mut text)?;
+    Ok(text.trim().to_owned())
+}
+
+/// The operator's token of the node itself, for who may read it.
+pub fn own_token(data_dir: &Path) -> Option<String> {
+    read_token(&data_dir.join(TOKEN_FILE)).ok().filter(|token| !token.is_empty())
+}
+
+impl Session {
+    /// Finds the admin port and the token.
+    ///
+    /// # Errors
+    /// Those of the configuration and of a named token file.
+    pub fn new(global: Global) -> Result<Self, CliError> {
+        let (data_dir, socket) = global.place.resolve()?;
+        let address = global.admin.clone().unwrap_or(Address::Unix(socket));
+        let token = match &global.token_file {
+            Some(path) if path == Path::new("-") => Some(first_line_of_stdin()?),
+            Some(path) => Some(read_token(path).map_err(|error| {
+                CliError::new(Exit::Usage, format!("cannot read the token file {}: {error}", path.display()))
+            })?),
+            // Root needs none at the socket; who may read the node's own token may use it.
+            None if matches!(address, Address::Unix(_)) && nix::unistd::geteuid().is_root() => None,
+            None => own_token(&data_dir),
+        };
+        Ok(Session { client: Client::new(address, token), global })
+    }
+
+    /// Says something on stderr, unless told to be quiet.
+    pub fn say(&self, words: &str) {
+        if !self.global.quiet {
+            let _ = writeln!(anstream::stderr(), "{words}");
+        }
+    }
+
+    /// The path of something of the tenant.
+    pub fn tenant_path(&self, rest: &str) -> String {
+        format!("/v1/tenants/{}/{rest}", segment(&self.global.tenant))
+    }
+
+    /// Writes, with `dry_run` when asked for.
+    ///
+    /// # Errors
+    /// Those of the API.
+    pub async fn write<B: Serialize, T: DeserializeOwned>(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: &B,
+    ) -> Result<T, CliError> {
+        let path = self.with_dry_run(path);
+        Ok(self.client.send(method, &path, body).await?)
+    }
+
+    /// Writes, when nothing is to be read from the answer.
+    ///
+    /// # Errors
+    /// Those of the API.
+    pub async fn write_only<B: Serialize>(&mut self, method: Method, path: &str, body: &B) -> Result<(), CliError> {
+        let path = self.with_dry_run(path);
+        Ok(self.client.send_only(method, &path, body).await?)
+    }
+
+    fn with_dry_run(&self, path: &str) -> String {
+        match (self.global.dry_run, path.contains('?')) {
+            (false, _) => path.to_owned(),
+            (true, false) => format!("{path}?dry_run=true"),
+            (true, true) => format!("{path}&dry_run=true"),
+        }
+    }
+
+    /// Whether what was asked for should be waited for: never for a dry run.
+    pub fn waits(&self) -> bool {
+        self.global.wait && !self.global.dry_run
+    }
+
+    /// Asks before something is destroyed.
+    ///
+    /// # Errors
+    /// `usage` when nobody can be asked, `failed` when the answer is no.
+    pub fn confirm(&self, what: &str) -> Result<(), CliError> {
+        if self.global.yes || self.global.dry_run {
+            return Ok(());
+        }
+        if !io::stdin().is_terminal() {
+            return Err(
+                CliError::new(Exit::Usage, format!("{what}: nobody can be asked here")).hint("repeat it with --yes")
+            );
+        }
+        let _ = write!(anstream::stderr(), "{what}? [y/N] ");
+        match first_line_of_stdin()?.to_ascii_lowercase().as_str() {
+            "y" | "yes" => Ok(()),
+            _ => Err(CliError::new(Exit::Failed, "nothing was done")),
+        }
+    }
+
+    /// Asks again and again for what one request waits for a while, until `--timeout`. `path` lacks its `timeout_ms`.
+    /// None when the API answered that it is gone, as wanted.
+    ///
+    /// # Errors
+    /// Those of the API; `timeout` with the last reason.
+    pub async fn wait_for<T: DeserializeOwned>(&mut self, path: &str) -> Result<Option<T>, CliError> {
+        let progress = Progress::new(self.global.quiet);
+        let deadline = tokio::time::Instant::now() + self.global.timeout;
+        // A look now and then, so that the progress moves.
+        let step = API_WAIT_MAX.min(Duration::from_secs(1));
+        loop {
+            let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+            let patience = left.min(step).as_millis();
+            match self.client.get_or_gone(&format!("{path}&timeout_ms={patience}")).await {
+                Err(failure) if failure.class == Class::Timeout && !left.is_zero() => {
+                    progress.say(&failure.refusal.message);
+                }
+                answer => return Ok(answer?),
+            }
+        }
+    }
+
+    /// Follows an operation to its end.
+    ///
+    /// # Errors
+    /// The operation's own; those of the API; `timeout`.
+    pub async fn follow(&mut self, operation: Operation) -> Result<Operation, CliError> {
+        let progress = Progress::new(self.global.quiet);
+        let mut seen = operation;
+        let deadline = tokio::time::Instant::now() + self.global.timeout;
+        while seen.state == OperationState::Running {
+            progress.operation(&seen);
+            if tokio::time::Instant::now() >= deadline {
+                let words = format!("{} of {} is still at {}", seen.kind, seen.subject, seen.phase);
+                return Err(CliError::new(Exit::Timeout, words).hint("it goes on; wait longer with --timeout 10m"));
+            }
+            let path = format!("/v1/operations/{}?wait=done&timeout_ms=200", seen.id);
+            seen = match self.client.get(&path).await {
+                Ok(operation) => operation,
+                Err(failure) if failure.class == Class::Timeout => {
+                    self.client.get(&format!("/v1/operations/{}", seen.id)).await?
+                }
+                Err(failure) => return Err(failure.into()),
+            };
+        }
+        progress.operation(&seen);
+        drop(progress);
+        match (seen.state, seen.error.clone()) {
+            (OperationState::Done, _) => Ok(seen),
+            (OperationState::Cancelled, _) => {
+                Err(CliError::new(Exit::Conflict, format!("{} of {} was cancelled", seen.kind, seen.subject)))
+            }
+            (_, Some(problem)) => Err(Failure::from(problem).into()),
+            _ => Err(CliError::new(Exit::Failed, format!("{} of {} failed", seen.kind, seen.subject))),
+        }
+    }
+}
