@@ -547,3 +547,6 @@ impl From<AnswerV1> for Result<Outcome, Refusal> {
 }
 
 records!(EnvelopeV1 = (100, 1), OutcomeV1 = (101, 1), AnswerV1 = (102, 1));
+
+#[cfg(test)]
+mod tests;

@@ -201,3 +201,6 @@ impl State {
         Digest(*hash.finalize().as_bytes())
     }
 }
+
+#[cfg(test)]
+mod tests;

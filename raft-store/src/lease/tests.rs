@@ -125,6 +125,10 @@ fn thawing_needs_a_lease_and_a_view_that_still_names_the_owner() {
 #[derive(Debug, Clone)]
 enum Step {
     Advance(u16),
+    /// Just long enough that the leader may judge the holder's lease expired.
+    Expire,
+    /// A renewal without any delay: the tightest case.
+    Renew,
     Send,
     Arrive(u8),
     ReadIndex(u8),
@@ -141,6 +145,8 @@ enum Step {
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         6 => (1u16..3000).prop_map(Step::Advance),
+        2 => Just(Step::Expire),
+        2 => Just(Step::Renew),
         4 => Just(Step::Send),
         4 => any::<u8>().prop_map(Step::Arrive),
         4 => any::<u8>().prop_map(Step::ReadIndex),
@@ -217,6 +223,22 @@ impl World {
     fn step(&mut self, step: &Step) -> Result<(), String> {
         match step {
             Step::Advance(ms) => self.now_ms += f64::from(*ms),
+            Step::Expire => {
+                for _ in 0..800 {
+                    let now = self.clock(self.leader);
+                    if matches!(self.books[self.leader].judge(now, N, true), Verdict::Expired { .. }) {
+                        break;
+                    }
+                    self.now_ms += 10.0;
+                }
+                return self.step(&Step::Judge);
+            }
+            Step::Renew => {
+                let now = self.clock(self.leader);
+                if let Ok(grant) = self.books[self.leader].grant(now, N, 0) {
+                    self.holder.granted(self.clock(3), &grant);
+                }
+            }
             Step::Send => {
                 let sent = self.clock(3);
                 self.renewals.push(Renewal { sent, leader: None, confirmed: false, grant: None, answered: false });

@@ -16,6 +16,8 @@ mod nodes;
 mod placing;
 mod records;
 mod tenants;
+#[cfg(test)]
+pub(crate) mod tests;
 mod words;
 
 use std::collections::{BTreeMap, VecDeque};

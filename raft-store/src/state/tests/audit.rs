@@ -1,0 +1,80 @@
+use super::*;
+
+const KEY: Option<IdempotencyKey> = Some(IdempotencyKey([5; 16]));
+
+fn create(id: u8, text: &str) -> Command {
+    Command::CreateMachine { id: machine_id(id), tenant: name("default"), name: name(text), spec: Box::new(spec(GIB)) }
+}
+
+fn actor(subject: &str) -> Actor {
+    Actor { subject: subject.into(), ..Actor::fabric(node_id(1)) }
+}
+
+#[test]
+fn a_repeated_key_gets_the_recorded_answer() {
+    let mut world = World::new();
+    let first = world.ask_as(actor("a"), KEY, create(1, "web")).unwrap();
+    // A retry through another node draws another id.
+    assert_eq!(world.ask_as(actor("a"), KEY, create(2, "web")), Ok(first));
+    assert_eq!(world.state.machines.len(), 1);
+    let other = world.ask_as(actor("a"), KEY, create(2, "db")).unwrap_err();
+    assert_eq!(other.code, codes::KEY_REUSED);
+    // Another client's key is another key.
+    assert_eq!(world.ask_as(actor("b"), KEY, create(2, "web")).unwrap_err().code, codes::EXISTS);
+}
+
+#[test]
+fn a_refusal_is_remembered_too() {
+    let mut world = World::new();
+    world.ok(create(1, "web"));
+    assert_eq!(world.ask_as(actor("a"), KEY, create(2, "web")).unwrap_err().code, codes::EXISTS);
+    world.ok(desire(1, Desired::Deleted));
+    let again = world.ask_as(actor("a"), KEY, create(2, "web")).unwrap_err();
+    assert_eq!(again.code, codes::EXISTS, "the client was told so");
+}
+
+#[test]
+fn answers_are_kept_for_a_day() {
+    let mut world = World::new();
+    world.ask_as(actor("a"), KEY, create(1, "web")).unwrap();
+    world.at_ms += 24 * 3_600_000 - 1;
+    assert!(world.ask_as(actor("a"), KEY, create(2, "web")).is_ok());
+    world.at_ms += 1;
+    assert_eq!(world.ask_as(actor("a"), KEY, create(2, "web")).unwrap_err().code, codes::EXISTS);
+    assert_eq!(world.state.answers().count(), 1);
+}
+
+#[test]
+fn answers_are_bounded() {
+    let mut state = World::new().state;
+    let record = |n: u64| IdempotencyRecord {
+        key: IdempotencyKey([[n.to_le_bytes(); 2].concat().try_into().unwrap()][0]),
+        request: [0; 8],
+        at_ms: 1_000_000,
+        index: n,
+        answer: Answer::Done(Outcome::Removed),
+    };
+    for n in 0..fabric::limits::IDEMPOTENCY_RECORDS_MAX as u64 {
+        state.keep_answer(record(n));
+    }
+    let mut world = World { state, index: 100, term: 1, at_ms: 1_000_000 };
+    world.index += 1;
+    let envelope = Envelope { actor: actor("a"), idempotency: KEY, at_ms: 1_000_000, command: create(1, "web") };
+    world.state.apply(EntryContext::of(world.index, 1, &envelope), &envelope).unwrap();
+    assert_eq!(world.state.answers().count(), fabric::limits::IDEMPOTENCY_RECORDS_MAX);
+    assert_eq!(world.state.answers().next().unwrap().index, 1, "the oldest went");
+}
+
+#[test]
+fn the_audit_is_a_chain() {
+    let mut world = World::new();
+    world.no(remove(9, false));
+    let audit = &world.state.audit;
+    for pair in audit.iter().zip(audit.iter().skip(1)) {
+        assert_eq!(pair.0.hash(), pair.1.prev);
+    }
+    let last = audit.back().unwrap();
+    assert_eq!(last.hash(), world.state.settings.audit_head);
+    assert_eq!((last.verb.as_str(), last.result.as_str()), ("remove-node", codes::NOT_FOUND));
+    assert_eq!(world.state.settings.audit_count, audit.len() as u64);
+}

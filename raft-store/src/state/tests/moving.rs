@@ -1,0 +1,135 @@
+use super::*;
+
+fn free(world: &World, n: u8) -> u64 {
+    world.state.free(node_id(n)).memory_bytes / GIB
+}
+
+fn confirm(n: u8, epoch: u64) -> Command {
+    Command::Confirm { machine: machine_id(n), epoch }
+}
+
+/// A machine of 5 GiB that moves from node 2 to node 3 and has been switched there.
+fn switched() -> World {
+    let mut world = World::new();
+    world.run(1, spec(5 * GIB), 2);
+    world.ok(move_begin(1, 1, 1, 3));
+    world.ok_from(2, move_switch(1, 1, 1));
+    world
+}
+
+#[test]
+fn room_is_kept_at_both_ends_until_the_destination_runs() {
+    let mut world = World::new();
+    world.run(1, spec(5 * GIB), 2);
+    world.ok(move_begin(1, 1, 1, 3));
+    assert_eq!((free(&world, 2), free(&world, 3)), (3, 3));
+    assert_eq!(world.state.machines_reserved_on(node_id(3)).count(), 1);
+    world.create(2, spec(5 * GIB));
+    assert!(matches!(world.place(2, &[3]), PlaceResult::Refused { .. }), "the room is taken");
+    world.ok_from(2, move_switch(1, 1, 1));
+    assert_eq!((free(&world, 2), free(&world, 3)), (3, 3), "the way back stays open");
+    let placement = world.placement(1);
+    assert_eq!((placement.node, placement.epoch, placement.fresh), (node_id(3), 2, false));
+    assert_eq!(placement.previous.map(|p| (p.node, p.epoch)), Some((node_id(2), 1)));
+    world.ok_from(3, confirm(1, 2));
+    assert_eq!((free(&world, 2), free(&world, 3)), (8, 3));
+}
+
+#[test]
+fn a_move_begins_once_and_only_where_it_can() {
+    let mut world = World::new();
+    world.run(1, spec(5 * GIB), 2);
+    world.run(2, spec(5 * GIB), 1);
+    assert_eq!(world.no(move_begin(1, 2, 1, 3)), codes::STALE_EPOCH);
+    assert_eq!(world.no(move_begin(1, 1, 1, 2)), codes::PLACED);
+    assert_eq!(world.no(move_begin(1, 1, 1, 9)), codes::NOT_FOUND);
+    assert_eq!(world.no(move_begin(1, 1, 1, 1)), codes::CAPACITY);
+    world.ok(cordon(4));
+    assert_eq!(world.no(move_begin(1, 1, 1, 4)), codes::NO_NODE);
+    let begun = world.ok(move_begin(1, 1, 1, 3));
+    assert_eq!(world.ok(move_begin(1, 1, 1, 3)), begun, "idempotent");
+    assert_eq!(world.no(move_begin(1, 1, 2, 3)), codes::MOVING);
+    world.run(3, MachineSpec { pinned: Some(node_id(2)), ..spec(GIB) }, 2);
+    assert_eq!(world.no(move_begin(3, 1, 3, 3)), codes::PINNED);
+}
+
+#[test]
+fn the_first_of_switch_and_abort_decides() {
+    let mut world = World::new();
+    world.run(1, spec(GIB), 2);
+    world.ok(move_begin(1, 1, 1, 3));
+    assert_eq!(world.no_from(2, move_switch(1, 1, 2)), codes::NO_MOVE);
+    assert_eq!(world.no_from(3, move_switch(1, 1, 1)), codes::DENIED, "only the source says so");
+    world.ok_from(3, move_abort(1, 1, 1));
+    world.ok_from(2, move_abort(1, 1, 1));
+    assert_eq!(world.no_from(2, move_switch(1, 1, 1)), codes::NO_MOVE);
+    assert_eq!(world.placement(1).epoch, 1);
+    world.ok(move_begin(1, 1, 2, 3));
+    assert_eq!(world.no_from(2, move_abort(1, 1, 1)), codes::NO_MOVE, "of an earlier move");
+    world.ok_from(2, move_switch(1, 1, 2));
+    let refusal = world.ask_from(2, move_abort(1, 1, 2)).unwrap_err();
+    assert_eq!((&*refusal.code, &*refusal.message), (codes::STALE_EPOCH, "machine m1 is owned by n3 in epoch 2"));
+}
+
+#[test]
+fn a_move_ends_when_the_machine_is_deleted_or_taken_over() {
+    let mut world = World::new();
+    world.run(1, spec(GIB), 2);
+    world.ok(move_begin(1, 1, 1, 3));
+    world.ok(desire(1, Desired::Deleted));
+    assert_eq!(world.no_from(2, move_switch(1, 1, 1)), codes::NO_MOVE);
+    world.run(2, spec(GIB), 2);
+    world.ok(move_begin(2, 1, 2, 3));
+    assert!(matches!(world.takeover(2, 2, &[1], 1), Ok(PlaceResult::Placed { .. })));
+    assert_eq!(free(&world, 3), 8);
+    assert_eq!(world.no_from(2, move_switch(2, 1, 2)), codes::STALE_EPOCH);
+}
+
+#[test]
+fn an_unsettled_move_goes_back_to_its_source_when_the_destination_fails() {
+    let mut world = switched();
+    let reason = String::from("the disk is full");
+    world.ok_from(3, Command::Failed { machine: machine_id(1), epoch: 2, reason, not_before_ms: 0 });
+    let placement = world.placement(1);
+    assert_eq!((placement.node, placement.epoch, placement.fresh), (node_id(2), 3, false));
+    world.ok_from(2, confirm(1, 3));
+    assert_eq!((free(&world, 2), free(&world, 3)), (3, 8));
+}
+
+#[test]
+fn an_unsettled_move_is_taken_over_by_either_end_only() {
+    let mut world = switched();
+    let elsewhere = world.takeover(1, 3, &[1, 4], 1).unwrap();
+    assert!(matches!(elsewhere, PlaceResult::Refused { refusal, .. } if refusal.code == codes::NO_NODE));
+    assert_eq!(world.machine(1).waiting.as_deref(), Some("its move from n2 to n3 is not settled: waiting for either"));
+    assert_eq!(world.no_from(3, Command::Release { machine: machine_id(1), epoch: 2 }), codes::MOVING);
+    assert_eq!(world.no(move_begin(1, 2, 2, 1)), codes::MOVING);
+    // A cordon does not matter: the disk is there.
+    world.ok(cordon(2));
+    let back = world.takeover(1, 3, &[1, 2], 1).unwrap();
+    assert_eq!(back, PlaceResult::Placed { machine: machine_id(1), node: node_id(2), epoch: 3 });
+    assert_eq!(world.placement(1).previous.map(|p| (p.node, p.epoch)), Some((node_id(3), 2)));
+    assert!(!world.placement(1).fresh);
+    // And again, to the other end.
+    assert!(matches!(world.takeover(1, 2, &[1, 3], 1), Ok(PlaceResult::Placed { epoch: 4, .. })));
+    assert_eq!(world.placement(1).node, node_id(3));
+}
+
+#[test]
+fn the_destination_itself_may_take_over_again() {
+    let mut world = switched();
+    assert!(matches!(world.takeover(1, 3, &[3], 1), Ok(PlaceResult::Placed { epoch: 3, .. })));
+    assert_eq!(
+        world.placement(1).previous.map(|p| (p.node, p.epoch)),
+        Some((node_id(2), 1)),
+        "the source's copy counts"
+    );
+}
+
+#[test]
+fn a_removed_source_binds_nobody() {
+    let mut world = switched();
+    world.ok(remove(2, true));
+    assert!(matches!(world.takeover(1, 3, &[1], 1), Ok(PlaceResult::Placed { .. })));
+    assert!(world.placement(1).fresh);
+}
