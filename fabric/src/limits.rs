@@ -61,6 +61,8 @@ pub const PEER_STREAMS_MAX: u32 = 256;
 pub const CONNECTIONS_MAX: usize = 2_048;
 /// Handshakes under way at once.
 pub const HANDSHAKES_MAX: usize = 256;
+/// Handshakes under way at once from one address.
+pub const HANDSHAKES_PER_ADDRESS_MAX: usize = 64;
 /// Nodes that gossip full state with each other.
 pub const CELL_NODES_MAX: usize = 500;
 /// Events kept for clients that resume.

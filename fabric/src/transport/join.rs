@@ -13,8 +13,9 @@ use rkyv::{Archive, Deserialize, Serialize};
 use thiserror::Error;
 use tokio::time::{Instant, timeout};
 
+use super::dial::{handshake, shown_by};
 use super::request::{self, AskError, Tag};
-use super::{Alpn, Shared, endpoint, fault, handshake, shown_by, tls};
+use super::{Alpn, Shared, endpoint, fault, tls};
 use crate::identity::{IdentityError, NodeKey, Trust, verify_signature};
 use crate::ids::{ClusterId, NodeId, TokenId};
 use crate::limits::*;

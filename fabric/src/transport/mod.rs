@@ -5,6 +5,8 @@
 //! expired certificate in. A peer is dialled at its address in the book and must prove the NodeId that was wanted.
 //! Connections are made when needed and end when unused. quinn's types stay inside.
 
+mod accept;
+mod dial;
 mod endpoint;
 mod fault;
 pub mod join;
@@ -22,13 +24,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use quinn::{Connection, Endpoint, Incoming};
-use rustls::pki_types::CertificateDer;
+use quinn::Endpoint;
 use thiserror::Error;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::identity::{Credentials, NodeKey, SharedTrust, server_name};
+use crate::identity::{Credentials, NodeKey, SharedTrust};
 use crate::ids::NodeId;
 use crate::limits::*;
 use crate::rpc::{CallError, Kind, Peer, Router, Rpc};
@@ -143,6 +144,7 @@ struct Shared {
     endpoint: Endpoint,
     trust: SharedTrust,
     shown: Arc<tls::Shown>,
+    clients: dial::Clients,
     key: NodeKey,
     router: Router,
     streams: StreamRouter,
@@ -152,7 +154,8 @@ struct Shared {
     datagrams: mpsc::Sender<(NodeId, Bytes)>,
     /// Memory for requests of peers, in units of `request::PERMIT_BYTES`.
     memory: Arc<Semaphore>,
-    handshakes: Arc<Semaphore>,
+    /// Handshakes of peers under way, by address.
+    doors: Arc<accept::Doors>,
     joins: Arc<Semaphore>,
 }
 
@@ -216,6 +219,7 @@ impl Transport {
             me,
             seams: seams.clone(),
             endpoint,
+            clients: dial::Clients::new(seams, &trust, &shown),
             trust,
             shown,
             key: credentials.key.clone(),
@@ -226,10 +230,10 @@ impl Transport {
             pool: Mutex::new(Pool::new(me.id)),
             datagrams,
             memory: Arc::new(Semaphore::new(request::PERMITS)),
-            handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
+            doors: Arc::default(),
             joins: Arc::new(Semaphore::new(JOINS_MAX)),
         });
-        tokio::spawn(accept(shared.clone()));
+        tokio::spawn(accept::run(shared.clone()));
         Ok(Transport { shared, received: Arc::new(Mutex::new(Some(received))) })
     }
 
@@ -283,7 +287,7 @@ impl Transport {
             Way::Dial(attempt, address, _) => {
                 pool.wait(to, datagram);
                 drop(pool);
-                tokio::spawn(dial(self.shared.clone(), to, Class::Control, attempt, address));
+                tokio::spawn(dial::dial(self.shared.clone(), to, Class::Control, attempt, address));
             }
             Way::None(cause) => tracing::trace!(peer = ?to, cause, "a datagram was dropped"),
         }
@@ -403,7 +407,7 @@ impl Transport {
     {
         let mut again = true;
         loop {
-            let link = connect(&self.shared, to, class, deadline).await;
+            let link = dial::connect(&self.shared, to, class, deadline).await;
             let link = link.map_err(|cause| CallError::Unreachable { node: to, cause })?;
             match attempt(link).await {
                 Ok(done) => return Ok(done),
@@ -438,134 +442,6 @@ impl Rpc for Transport {
             request::ask(&link.connection, kind, body, deadline).await
         };
         self.with_link(to, Class::Control, timeout, deadline, attempt).await
-    }
-}
-
-/// A connection to a peer: one that is there, or a new one. The error is the cause for people.
-async fn connect(shared: &Arc<Shared>, to: NodeId, class: Class, deadline: Instant) -> Result<Arc<Link>, String> {
-    let mut waited_for = None;
-    loop {
-        let way = shared.pool().way(to, class);
-        let (attempt, mut news) = match way {
-            Way::Ready(link) => return Ok(link),
-            Way::None(cause) => return Err(cause),
-            Way::Wait(attempt, news) => (attempt, news),
-            Way::Dial(attempt, address, news) => {
-                tokio::spawn(dial(shared.clone(), to, class, attempt, address));
-                (attempt, news)
-            }
-        };
-        let first = *waited_for.get_or_insert(attempt);
-        let changed = timeout_at(deadline, news.changed()).await;
-        if changed.is_err() {
-            return Err("no connection in time".into());
-        }
-        if let Some(cause) = Pool::failure(first, &news) {
-            // An inbound connection may have come in the same moment.
-            return shared.pool().ready(to, class).ok_or(cause);
-        }
-    }
-}
-
-/// Dials and reports to the pool.
-async fn dial(shared: Arc<Shared>, to: NodeId, class: Class, attempt: u64, address: SocketAddr) {
-    match timeout(HANDSHAKE_TIMEOUT, handshake(&shared, to, Alpn::of(class), address)).await {
-        Ok(Ok(connection)) => match identify(&shared, &connection) {
-            Ok((peer, certificate)) if peer.id == to => {
-                shared.install(Link::new(connection, peer, class, true, certificate));
-                // Without effect if it was installed; otherwise those who wait are told.
-                shared.pool().failed(to, class, attempt, "no room for its connection".into());
-            }
-            Ok((peer, _)) => {
-                connection.close(CLOSE_REFUSED, b"another node was wanted");
-                shared.pool().failed(to, class, attempt, format!("node {:?} answers at {address}", peer.id));
-            }
-            Err(cause) => {
-                connection.close(CLOSE_REFUSED, cause.as_bytes());
-                shared.pool().failed(to, class, attempt, cause);
-            }
-        },
-        Ok(Err(cause)) => shared.pool().failed(to, class, attempt, format!("{address}: {cause}")),
-        Err(_) => {
-            shared.pool().failed(to, class, attempt, format!("{address}: no answer within {HANDSHAKE_TIMEOUT:?}"))
-        }
-    }
-}
-
-async fn handshake(shared: &Shared, to: NodeId, alpn: Alpn, address: SocketAddr) -> Result<Connection, String> {
-    let tls = tls::client(shared.seams.clock.clone(), shared.trust.clone(), shared.shown.clone(), alpn);
-    let config = endpoint::dialling(&shared.seams, tls);
-    let connecting = shared.endpoint.connect_with(config, address, &server_name(to));
-    connecting.map_err(|error| error.to_string())?.await.map_err(|error| fault::text(&error))
-}
-
-/// Who is at the other end, if its certificate is good now.
-fn identify(shared: &Shared, connection: &Connection) -> Result<(Peer, Vec<u8>), String> {
-    let certificate = shown_by(connection).ok_or("it showed no certificate")?;
-    let now = shared.seams.clock.wall();
-    let trust = shared.trust.read().unwrap_or_else(PoisonError::into_inner);
-    let peer = trust.verify(&certificate, now).map_err(|error| error.to_string())?;
-    Ok((peer, certificate))
-}
-
-fn shown_by(connection: &Connection) -> Option<Vec<u8>> {
-    let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
-    chain.first().map(|certificate| certificate.to_vec())
-}
-
-/// Takes what dials in, until the endpoint is closed.
-async fn accept(shared: Arc<Shared>) {
-    while let Some(incoming) = shared.endpoint.accept().await {
-        // When handshakes pile up, an address must first prove that it exists: forged ones cannot take the rest.
-        let busy = shared.handshakes.available_permits() < HANDSHAKES_MAX / 2;
-        if busy && !incoming.remote_address_validated() && incoming.may_retry() {
-            let _ = incoming.retry();
-            continue;
-        }
-        let Ok(permit) = shared.handshakes.clone().try_acquire_owned() else {
-            incoming.ignore();
-            continue;
-        };
-        let shared = shared.clone();
-        tokio::spawn(async move {
-            let connection = accept_one(&shared, incoming).await;
-            drop(permit);
-            if let Some((connection, alpn)) = connection {
-                welcome(shared, connection, alpn).await;
-            }
-        });
-    }
-}
-
-async fn accept_one(shared: &Shared, incoming: Incoming) -> Option<(Connection, Alpn)> {
-    let from = incoming.remote_address();
-    let connection = match timeout(HANDSHAKE_TIMEOUT, incoming.into_future()).await {
-        Ok(Ok(connection)) => connection,
-        Ok(Err(error)) => {
-            tracing::debug!(%from, me = ?shared.me.id, reason = fault::text(&error), "a handshake failed");
-            return None;
-        }
-        Err(_) => return None,
-    };
-    let data = connection.handshake_data()?.downcast::<quinn::crypto::rustls::HandshakeData>().ok()?;
-    let alpn = Alpn::ALL.into_iter().find(|alpn| data.protocol.as_deref() == Some(alpn.name()))?;
-    Some((connection, alpn))
-}
-
-/// Serves a connection by its protocol.
-async fn welcome(shared: Arc<Shared>, connection: Connection, alpn: Alpn) {
-    let class = match alpn {
-        Alpn::Join | Alpn::Renew => return join::serve(&shared, connection, alpn == Alpn::Renew).await,
-        Alpn::Control => Class::Control,
-        Alpn::Bulk => Class::Bulk,
-    };
-    match identify(&shared, &connection) {
-        Ok((peer, _)) if peer.id == shared.me.id => connection.close(CLOSE_REFUSED, b"it is this node itself"),
-        Ok((peer, certificate)) => shared.install(Link::new(connection, peer, class, false, certificate)),
-        Err(cause) => {
-            tracing::info!(from = %connection.remote_address(), cause, "a peer was refused");
-            connection.close(CLOSE_REFUSED, cause.as_bytes());
-        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Two or three nodes on loopback, over real UDP.
 
+mod idle;
+
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -8,12 +10,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::join::{JoinAnswer, JoinError, JoinRequest, Joiner, RenewAnswer};
 use super::*;
 use crate::identity::{CaKey, IdentityError, Trust};
-use crate::ids::{ClusterId, TokenId};
+use crate::ids::{ClusterId, Digest, TokenId};
 use crate::model::{Capacity, Labels, Role};
 use crate::rpc::Refusal;
 use crate::seams::real::{HostUdp, KernelClock, KernelEntropy};
 use crate::seams::{Clock, Udp};
 use crate::token::JoinToken;
+use crate::wire;
 
 const ECHO: Kind = 50;
 const SLOW: Kind = 51;
@@ -71,8 +74,12 @@ impl Cluster {
     }
 
     fn start(&self, key: NodeKey, listen: SocketAddr, age: Duration) -> Node {
+        self.start_on(key, listen, age, Arc::new(HostUdp))
+    }
+
+    fn start_on(&self, key: NodeKey, listen: SocketAddr, age: Duration, udp: Arc<dyn Udp>) -> Node {
         let directory = tempfile::tempdir().unwrap();
-        let seams = crate::seams::real::seams(directory.path()).unwrap();
+        let seams = Seams { udp, ..crate::seams::real::seams(directory.path()).unwrap() };
         let trust = Arc::new(RwLock::new(Trust::new([self.ca.cert_der().to_vec()]).unwrap()));
         let (note, notes) = mpsc::channel(16);
         let served = Arc::new(AtomicUsize::new(0));
@@ -428,6 +435,39 @@ async fn datagrams_and_messages_arrive_with_their_sender() {
     assert_eq!((peer.id, note.len()), (a.id(), 300_000));
 }
 
+/// The released form of the records: a change of one byte is a new version.
+#[test]
+fn golden_digests_of_the_records() {
+    let key = [7; 32];
+    let request = JoinRequest {
+        token: TokenId([1; 8]),
+        secret: [2; 16],
+        public_key: key,
+        name: "n2".parse().unwrap(),
+        address: ([10, 0, 0, 1], 7420).into(),
+        capacity: Capacity { cpu_millis: 1, memory_bytes: 2, disk_bytes: 3 },
+        zone: "rack-1".into(),
+        labels: Labels::from([("a".into(), "b".into())]),
+        wall_ms: 5,
+        proof: vec![6; 64],
+    };
+    let answer = JoinAnswer {
+        cluster: ClusterId([9; 16]),
+        certificate: vec![1],
+        ca: vec![2],
+        cas: vec![vec![2]],
+        node: NodeId([3; 32]),
+        name: "n2".parse().unwrap(),
+        peers: vec![(NodeId([4; 32]), ([10, 0, 0, 2], 7420).into())],
+        wall_ms: 5,
+    };
+    let renewal = join::RenewRequest { public_key: key, proof: vec![6; 64] };
+    let renewed = RenewAnswer { certificate: vec![1], ca: vec![2], cas: vec![vec![2]] };
+    let frames = [wire::encode(&request), wire::encode(&answer), wire::encode(&renewal), wire::encode(&renewed)];
+    assert_eq!(wire::decode::<JoinRequest>(&frames[0]), Ok(request));
+    assert_eq!(frames.map(|frame| Digest::of(&frame).short()), ["d8363f2b14", "28e635c898", "33b7c60e9b", "9de838f5c4"]);
+}
+
 fn joiner() -> Joiner {
     Joiner {
         name: "n2".parse().unwrap(),
@@ -486,4 +526,40 @@ async fn a_member_cannot_skip_the_handshakes_checks_by_the_join_protocol() {
     let asked = request::ask(&connection, ECHO, b"x", Instant::now() + 5 * SECOND).await;
     assert!(matches!(asked, Err(AskError::Refused(ref refusal)) if refusal.code == "unknown-request"), "{asked:?}");
     assert_eq!(a.served.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn garbage_does_not_block_service() {
+    let (a, b) = Cluster::new().pair();
+    let noise = noise_socket();
+    // A long header of QUIC version 1 with a plausible shape makes the endpoint look at it; the rest is noise.
+    let mut packet = vec![0xc3, 0, 0, 0, 1, 8, 1, 2, 3, 4, 5, 6, 7, 8, 8, 1, 2, 3, 4, 5, 6, 7, 8, 0];
+    packet.resize(1200, 0xaa);
+    for n in 0..2_000u32 {
+        packet[6..10].copy_from_slice(&n.to_le_bytes());
+        let _ = noise.send_to(&packet, b.addr());
+        let _ = noise.send_to(&packet[..(n % 60) as usize], b.addr());
+    }
+    assert_eq!(a.echo(&b, b"x").await.unwrap(), b"x");
+}
+
+#[tokio::test]
+async fn half_open_handshakes_do_not_block_service() {
+    let (a, b) = Cluster::new().pair();
+    let endpoint = endpoint::bind(&a.seams, loopback(), &a.key, None).unwrap();
+    let mut half_open = vec![];
+    for _ in 0..HANDSHAKES_MAX + 50 {
+        let verifier = Arc::new(tls::JoinVerifier::new(Digest::default()));
+        let config = endpoint::dialling(&a.seams, tls::joiner(a.seams.clock.clone(), verifier));
+        half_open.push(endpoint.connect_with(config, b.addr(), "join.smartnode").unwrap());
+    }
+    assert_eq!(a.echo(&b, b"x").await.unwrap(), b"x");
+}
+
+fn noise_socket() -> std::net::UdpSocket {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, socket};
+    use std::os::fd::AsRawFd;
+    let fd = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_NONBLOCK, None).unwrap();
+    bind(fd.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0)).unwrap();
+    fd.into()
 }

@@ -1,0 +1,180 @@
+//! Time passes: on a paused clock and UDP in memory, ten idle seconds take no time.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSliceMut};
+use std::pin::Pin;
+use std::sync::atomic::AtomicBool;
+use std::task::{Context, Poll, Waker};
+
+use quinn::udp::{RecvMeta, Transmit};
+use quinn::{AsyncUdpSocket, UdpPoller};
+
+use super::*;
+
+#[derive(Debug, Default)]
+struct Net {
+    cards: Mutex<BTreeMap<SocketAddr, Arc<Card>>>,
+    /// Nothing is delivered.
+    cut: AtomicBool,
+    packets: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct Inbox {
+    packets: VecDeque<(SocketAddr, Vec<u8>)>,
+    waker: Option<Waker>,
+}
+
+#[derive(Debug)]
+struct Card {
+    address: SocketAddr,
+    net: Arc<Net>,
+    inbox: Mutex<Inbox>,
+}
+
+#[derive(Debug)]
+struct Writable;
+
+impl UdpPoller for Writable {
+    fn poll_writable(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncUdpSocket for Card {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Box::pin(Writable)
+    }
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        self.net.packets.fetch_add(1, Ordering::Relaxed);
+        let to = self.net.cards.lock().unwrap().get(&transmit.destination).cloned();
+        let Some(to) = to.filter(|_| !self.net.cut.load(Ordering::Relaxed)) else { return Ok(()) };
+        let mut inbox = to.inbox.lock().unwrap();
+        inbox.packets.push_back((self.address, transmit.contents.to_vec()));
+        if let Some(waker) = inbox.waker.take() {
+            waker.wake();
+        }
+        Ok(())
+    }
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        buffers: &mut [IoSliceMut<'_>],
+        metas: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        let mut inbox = self.inbox.lock().unwrap();
+        let Some((from, packet)) = inbox.packets.pop_front() else {
+            inbox.waker = Some(cx.waker().clone());
+            return Poll::Pending;
+        };
+        buffers[0][..packet.len()].copy_from_slice(&packet);
+        metas[0] = RecvMeta { addr: from, len: packet.len(), stride: packet.len(), ..RecvMeta::default() };
+        Poll::Ready(Ok(1))
+    }
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(self.address)
+    }
+    fn may_fragment(&self) -> bool {
+        false
+    }
+}
+
+#[derive(Debug)]
+struct MemoryUdp(Arc<Net>);
+
+impl Udp for MemoryUdp {
+    fn bind(&self, listen: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+        let mut cards = self.0.cards.lock().unwrap();
+        let address = SocketAddr::new(listen.ip(), 1_000 + cards.len() as u16);
+        let card = Arc::new(Card { address, net: self.0.clone(), inbox: Mutex::default() });
+        cards.insert(address, card.clone());
+        Ok(card)
+    }
+}
+
+fn pair_on(net: &Arc<Net>) -> (Node, Node) {
+    let cluster = Cluster::new();
+    let udp: Arc<dyn Udp> = Arc::new(MemoryUdp(net.clone()));
+    let node = || cluster.start_on(NodeKey::generate(&KernelEntropy), loopback(), Duration::ZERO, udp.clone());
+    let (a, b) = (node(), node());
+    a.knows(&b);
+    b.knows(&a);
+    (a, b)
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unused_connection_ends_and_the_next_call_makes_another() {
+    let net = Arc::new(Net::default());
+    let (a, b) = pair_on(&net);
+    a.echo(&b, b"x").await.unwrap();
+    tokio::time::sleep(IDLE_TIMEOUT + SECOND).await;
+    assert_eq!((a.links_to(&b), b.links_to(&a)), (0, 0));
+    let quiet = net.packets.load(Ordering::Relaxed);
+    tokio::time::sleep(600 * SECOND).await;
+    assert_eq!(net.packets.load(Ordering::Relaxed), quiet, "an idle fabric sends nothing");
+    assert_eq!(a.echo(&b, b"x").await.unwrap(), b"x");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_lives_as_long_as_a_stream_or_a_long_call_uses_it() {
+    let (a, b) = pair_on(&Arc::default());
+    let mut stream = a.transport.open(b.id(), Class::Bulk, PIPE, vec![], SECOND).await.unwrap();
+    tokio::time::sleep(6 * IDLE_TIMEOUT).await;
+    stream.write_all(b"still there").await.unwrap();
+    let mut back = [0; 11];
+    stream.read_exact(&mut back).await.unwrap();
+    assert_eq!(&back, b"still there");
+    let long = a.transport.call(b.id(), SLOW, vec![], 60 * SECOND).await.unwrap_err();
+    assert!(matches!(long, CallError::Timeout { after, .. } if after == 60 * SECOND), "{long:?}");
+    assert!(a.links_to(&b) >= 1, "the call itself was waited for");
+    drop(stream);
+    tokio::time::sleep(2 * IDLE_TIMEOUT).await;
+    assert_eq!(a.links_to(&b), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_partition_is_unknown_first_and_unreachable_then_and_heals() {
+    let net = Arc::new(Net::default());
+    let (a, b) = pair_on(&net);
+    a.echo(&b, b"x").await.unwrap();
+    net.cut.store(true, Ordering::Relaxed);
+    // The question may have arrived: nobody can tell.
+    assert!(matches!(a.echo(&b, b"x").await, Err(CallError::Timeout { .. })));
+    tokio::time::sleep(2 * IDLE_TIMEOUT).await;
+    let started = Instant::now();
+    assert!(cause(a.echo(&b, b"x").await.unwrap_err()).contains("no"));
+    assert!(started.elapsed() <= 5 * SECOND);
+    net.cut.store(false, Ordering::Relaxed);
+    tokio::time::sleep(HANDSHAKE_TIMEOUT).await;
+    assert_eq!(a.echo(&b, b"x").await.unwrap(), b"x");
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_connections_the_unused_one_ends() {
+    for _ in 0..4 {
+        let (a, b) = pair_on(&Arc::default());
+        let (there, back) = tokio::join!(a.echo(&b, b"x"), b.echo(&a, b"x"));
+        there.unwrap();
+        back.unwrap();
+        for _ in 0..20 {
+            a.echo(&b, b"x").await.unwrap();
+            b.echo(&a, b"x").await.unwrap();
+            tokio::time::sleep(SECOND).await;
+        }
+        let smaller = if a.id() < b.id() { &a } else { &b };
+        assert_eq!((a.links_to(&b), b.links_to(&a)), (1, 1), "both use the same one");
+        assert!(smaller.transport.peers()[0].dialled, "the one that the smaller node dialled");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn datagrams_to_a_silent_peer_are_bounded_and_forgotten() {
+    let net = Arc::new(Net::default());
+    let (a, b) = pair_on(&net);
+    let mut datagrams = b.transport.datagrams().unwrap();
+    for n in 0..100u8 {
+        a.transport.send_datagram(b.id(), Bytes::from(vec![n]));
+    }
+    let first = datagrams.recv().await.unwrap().1[0];
+    assert_eq!(usize::from(first), 100 - DATAGRAMS_WAITING_MAX, "the oldest gave way");
+}
