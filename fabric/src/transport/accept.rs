@@ -35,7 +35,7 @@ impl Doors {
         Some(Door { doors: self.clone(), from })
     }
 
-    fn are_busy(&self) -> bool {
+    pub(super) fn are_busy(&self) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).values().sum::<usize>() >= HANDSHAKES_MAX / 2
     }
 }

@@ -1,6 +1,6 @@
-//! Time passes: on a paused clock and UDP in memory, ten idle seconds take no time.
+//! What takes time, or a network that misbehaves: on a paused clock and UDP in memory.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io::{self, IoSliceMut};
 use std::pin::Pin;
 use std::sync::atomic::AtomicBool;
@@ -16,6 +16,8 @@ struct Net {
     cards: Mutex<BTreeMap<SocketAddr, Arc<Card>>>,
     /// Nothing is delivered.
     cut: AtomicBool,
+    /// Nothing is delivered to these addresses: the senders of forged packets.
+    deaf: Mutex<BTreeSet<std::net::IpAddr>>,
     packets: AtomicUsize,
 }
 
@@ -48,7 +50,8 @@ impl AsyncUdpSocket for Card {
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         self.net.packets.fetch_add(1, Ordering::Relaxed);
         let to = self.net.cards.lock().unwrap().get(&transmit.destination).cloned();
-        let Some(to) = to.filter(|_| !self.net.cut.load(Ordering::Relaxed)) else { return Ok(()) };
+        let deaf = self.net.deaf.lock().unwrap().contains(&transmit.destination.ip());
+        let Some(to) = to.filter(|_| !deaf && !self.net.cut.load(Ordering::Relaxed)) else { return Ok(()) };
         let mut inbox = to.inbox.lock().unwrap();
         inbox.packets.push_back((self.address, transmit.contents.to_vec()));
         if let Some(waker) = inbox.waker.take() {
@@ -177,4 +180,29 @@ async fn datagrams_to_a_silent_peer_are_bounded_and_forgotten() {
     }
     let first = datagrams.recv().await.unwrap().1[0];
     assert_eq!(usize::from(first), 100 - DATAGRAMS_WAITING_MAX, "the oldest gave way");
+}
+
+#[tokio::test(start_paused = true)]
+async fn half_open_handshakes_do_not_block_service() {
+    let net = Arc::new(Net::default());
+    let (a, b) = pair_on(&net);
+    let seams = Seams { udp: Arc::new(MemoryUdp(net.clone())), ..a.seams.clone() };
+    let mut half_open = vec![];
+    // Forged senders never hear an answer. They are more than the doors have room for, in all and by address.
+    for n in 0..8u8 {
+        let address = SocketAddr::from(([127, 0, 1, n], 0));
+        net.deaf.lock().unwrap().insert(address.ip());
+        let endpoint = endpoint::bind(&seams, address, &a.key, None).unwrap();
+        for _ in 0..HANDSHAKES_PER_ADDRESS_MAX + 16 {
+            let verifier = Arc::new(tls::JoinVerifier::new(Digest::default()));
+            let config = endpoint::dialling(&seams, tls::joiner(seams.clock.clone(), verifier));
+            half_open.push(endpoint.connect_with(config, b.addr(), "join.smartnode").unwrap());
+        }
+    }
+    tokio::time::sleep(SECOND / 10).await;
+    assert!(b.transport.shared.doors.are_busy(), "the flood has arrived");
+    assert_eq!(a.echo(&b, b"x").await.unwrap(), b"x");
+    drop(half_open);
+    tokio::time::sleep(4 * HANDSHAKE_TIMEOUT).await;
+    assert!(!b.transport.shared.doors.are_busy(), "half-open handshakes end");
 }
