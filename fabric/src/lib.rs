@@ -9,6 +9,7 @@ compile_error!(
 );
 
 pub mod events;
+pub mod gossip;
 pub mod human;
 pub mod identity;
 pub mod ids;
