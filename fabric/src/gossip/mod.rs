@@ -28,9 +28,10 @@ use crate::identity::NodeKey;
 use crate::ids::{ClusterId, NodeId};
 use crate::limits::CELL_NODES_MAX;
 use crate::membership::Members;
-use crate::membership::link::Uni;
+use crate::membership::link::{GOSSIP, Uni};
 use crate::model::NodeState;
 use crate::seams::{Clock, Seams};
+use crate::transport::StreamRouter;
 use envelope::Slot;
 use socket::{Shared, Transport};
 use statement::{Reader, StatementError};
@@ -47,6 +48,8 @@ const PHI: f64 = 60.0;
 const RESTART: Duration = Duration::from_secs(1);
 /// Members unknown to chitchat that are greeted at a tick.
 const GREETINGS: usize = 3;
+/// Messages received and not yet handled; further ones are dropped.
+const MESSAGES_MAX: usize = 256;
 /// Statements of one boot before the next boot's numbers begin.
 const STATEMENTS_PER_STAMP: u64 = 1 << 20;
 
@@ -93,6 +96,19 @@ pub struct Gossip {
     publish: Arc<watch::Sender<Option<NodeState>>>,
     states: watch::Receiver<Arc<States>>,
     shared: Arc<Shared>,
+}
+
+/// Takes gossip's messages off the transport: register before it starts, and give the receiver to [`Gossip::start`].
+pub fn messages(streams: &mut StreamRouter) -> mpsc::Receiver<(NodeId, Bytes)> {
+    let (inbox, incoming) = mpsc::channel(MESSAGES_MAX);
+    streams.on_message(GOSSIP, move |peer, body| {
+        // Too large, or more than we can take: chitchat repeats itself anyway.
+        if body.len() <= envelope::MESSAGE_BYTES_MAX {
+            let _ = inbox.try_send((peer.id, Bytes::from(body)));
+        }
+        std::future::ready(())
+    });
+    incoming
 }
 
 impl Gossip {

@@ -20,11 +20,9 @@ use super::GossipCounters;
 use super::envelope::{Generations, Slot, sift};
 use crate::ids::NodeId;
 use crate::membership::Members;
-use crate::membership::link::Uni;
+use crate::membership::link::{GOSSIP_SEND_TIMEOUT, Uni};
 use crate::seams::Clock;
 
-/// A message that is not sent by then is given up: the next round carries the same.
-const SEND_TIMEOUT: Duration = Duration::from_secs(2);
 /// Messages being sent at once.
 const SENDS_MAX: usize = 64;
 /// Messages of one peer heard in one [`RATE_PERIOD`]: it needs about four a second.
@@ -206,7 +204,7 @@ impl chitchat::transport::Socket for Socket {
         let link = shared.link.clone();
         tokio::spawn(async move {
             // A peer that cannot be reached is membership's business.
-            let _ = tokio::time::timeout(SEND_TIMEOUT, link.send(node, bytes.into())).await;
+            let _ = tokio::time::timeout(GOSSIP_SEND_TIMEOUT, link.send(node, bytes.into())).await;
             drop(permit);
         });
         Ok(())
