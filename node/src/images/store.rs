@@ -21,6 +21,7 @@ use thiserror::Error;
 
 use super::limits::COMMIT_BYTES;
 use super::manifest::{ImageManifest, ManifestError};
+use crate::transfer::limits::FLUSH_EACH_MAX;
 
 /// Why the store did not do what it was asked.
 #[derive(Debug, Error)]
@@ -265,7 +266,7 @@ impl Store {
                 _ => {}
             }
         }
-        sync_dir(&self.inner.root.join("manifests"))?;
+        sync_path(&self.inner.root.join("manifests"))?;
         self.discard_rootfs(digest)?;
         self.collect()
     }
@@ -376,16 +377,26 @@ impl Session {
         if self.fresh.is_empty() {
             return Ok(());
         }
+        let each = self.fresh.len() <= FLUSH_EACH_MAX;
         let root = self.store.root().to_owned();
-        sync_file_system(&root)?;
+        match each {
+            true => self.fresh.values().try_for_each(|path| sync_path(path))?,
+            false => sync_file_system(&root)?,
+        }
+        let mut shards = BTreeSet::from([root.join("chunks")]);
         for (digest, path) in &self.fresh {
             let named = self.store.chunk_path(digest);
-            named.parent().map_or(Ok(()), make_dir)?;
+            let shard = named.parent().unwrap_or(&root);
+            make_dir(shard)?;
             fs::rename(path, &named).map_err(failed(&named))?;
+            shards.insert(shard.to_owned());
         }
         self.fresh.clear();
         self.fresh_bytes = 0;
-        sync_file_system(&root)
+        match each {
+            true => shards.iter().try_for_each(|path| sync_path(path)),
+            false => sync_file_system(&root),
+        }
     }
 
     /// Stores the manifest: from now on this node holds the image. Returns its digest.
@@ -410,7 +421,7 @@ impl Session {
             .map_err(failed(&temporary))?;
         file.write_all(&frame).and_then(|()| file.sync_all()).map_err(failed(&temporary))?;
         fs::rename(&temporary, &path).map_err(failed(&path))?;
-        path.parent().map_or(Ok(()), sync_dir)?;
+        path.parent().map_or(Ok(()), sync_path)?;
         Ok(digest)
     }
 }
@@ -452,11 +463,11 @@ fn make_dir(path: &Path) -> Result<(), StoreError> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed(path))
 }
 
-pub(super) fn sync_dir(path: &Path) -> Result<(), StoreError> {
-    File::open(path).and_then(|dir| dir.sync_all()).map_err(failed(path))
+pub(super) fn sync_path(path: &Path) -> Result<(), StoreError> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(failed(path))
 }
 
-pub(super) fn sync_file_system(path: &Path) -> Result<(), StoreError> {
+fn sync_file_system(path: &Path) -> Result<(), StoreError> {
     let dir = File::open(path).map_err(failed(path))?;
     rustix::fs::syncfs(&dir).map_err(|errno| failed(path)(errno.into()))
 }

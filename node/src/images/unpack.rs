@@ -7,12 +7,12 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use fabric::ids::Digest;
 
-use super::manifest::{ImageEntryV1, ImageKindV1};
-use super::store::{Store, StoreError, failed, sync_dir, sync_file_system};
+use super::manifest::{ImageEntryV1, ImageKindV1, ImageManifest};
+use super::store::{Store, StoreError, failed, sync_path};
 use crate::transfer::within::{Meta, Within};
 
 impl Store {
@@ -42,15 +42,21 @@ impl Store {
                 let mut dirs = manifest.entries.iter().rev().filter(|entry| entry.kind == ImageKindV1::Dir);
                 dirs.try_for_each(|entry| dress(&within, entry)).map_err(failed(&temporary))
             })
-            .and_then(|()| sync_file_system(&temporary))
+            .and_then(|()| self.flush_rootfs(&temporary, &manifest))
             .and_then(|()| fs::rename(&temporary, &path).map_err(failed(&path)));
         if let Err(error) = built {
             // What stays is removed at the next opening.
             let _ = fs::remove_dir_all(&temporary);
             return Err(error);
         }
-        path.parent().map_or(Ok(()), sync_dir)?;
+        path.parent().map_or(Ok(()), sync_path)?;
         Ok(path)
+    }
+
+    fn flush_rootfs(&self, temporary: &Path, manifest: &ImageManifest) -> Result<(), StoreError> {
+        let opened = |entry: &&ImageEntryV1| !matches!(entry.kind, ImageKindV1::Symlink { .. });
+        let paths = manifest.entries.iter().filter(opened).map(|entry| entry.path.as_bytes());
+        Within::open(temporary).and_then(|within| within.persist(paths)).map_err(failed(temporary))
     }
 
     fn unpack(&self, within: &Within, entry: &ImageEntryV1) -> Result<(), StoreError> {

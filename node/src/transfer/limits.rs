@@ -32,3 +32,8 @@ pub const PASSES_MAX: u32 = 8;
 pub const SMALL_DELTA_BYTES: u64 = 4 << 20;
 /// A file is trusted to be unchanged only when its change time was this much older than the flush before its reading.
 pub const SETTLED: Duration = Duration::from_secs(30);
+/// Up to this many files are flushed one by one; more are flushed with their whole file system, which on a busy host
+/// waits for other people's data too.
+pub const FLUSH_EACH_MAX: usize = 64;
+/// Layers with less content than this are read in full by every pass: cheaper than the flush that a shortcut needs.
+pub const SHORTCUT_BYTES: u64 = 256 << 20;

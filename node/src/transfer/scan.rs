@@ -12,6 +12,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::Duration;
 
 use fabric::ids::Digest;
 use fabric::limits::CHUNK_BYTES;
@@ -70,8 +71,10 @@ struct Known {
 }
 
 /// Scans one layer again and again, and remembers what it may.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Scanner {
+    shortcut_bytes: u64,
+    settled: Duration,
     known: BTreeMap<Inode, Known>,
     /// Sockets left out by the last scan: they mean nothing without the process that made them.
     pub skipped: usize,
@@ -84,16 +87,37 @@ struct Found {
     links: u64,
 }
 
+impl Default for Scanner {
+    fn default() -> Self {
+        Scanner::new(SHORTCUT_BYTES, SETTLED)
+    }
+}
+
 impl Scanner {
-    /// Describes the directory `root`.
+    /// A scanner that remembers files of layers of at least `shortcut_bytes`, unchanged for `settled`.
+    pub(super) fn new(shortcut_bytes: u64, settled: Duration) -> Self {
+        Scanner { shortcut_bytes, settled, known: BTreeMap::new(), skipped: 0 }
+    }
+
+    /// Files that need not be read again unless they change.
+    #[cfg(test)]
+    pub(super) fn remembered(&self) -> usize {
+        self.known.len()
+    }
+
+    /// Describes the directory `root`; with `last` no further scan follows that could profit from a flush.
     ///
     /// # Errors
     /// See [`ScanError`].
-    pub fn scan(&mut self, root: &Path) -> Result<Layer, ScanError> {
+    pub fn scan(&mut self, root: &Path, last: bool) -> Result<Layer, ScanError> {
         let within = Within::open(root).map_err(failed(b""))?;
         let mut found = self.walk(&within)?;
         found.sort_by(|a, b| a.entry.path.cmp(&b.entry.path));
-        let settled = settled_before(&within).map_err(failed(b""))?;
+        let size = |item: &Found| if let LayerKindV1::File { size, .. } = item.entry.kind { size } else { 0 };
+        let settled = match last || found.iter().map(size).sum::<u64>() < self.shortcut_bytes {
+            true => None,
+            false => settled_before(&within, self.settled).map_err(failed(b""))?,
+        };
         let mut names: BTreeMap<Inode, Vec<u8>> = BTreeMap::new();
         let mut kept = BTreeMap::new();
         let mut tally = Tally::default();
@@ -248,7 +272,7 @@ fn describe_stat(path: &[u8], kind: LayerKindV1, stat: &Stat) -> Found {
 }
 
 /// Flushes, and gives the change time up to which a file counts as settled; none where a flush protects nothing.
-fn settled_before(within: &Within) -> io::Result<Option<Stamp>> {
+fn settled_before(within: &Within, settled: Duration) -> io::Result<Option<Stamp>> {
     const FLUSHED: [i64; 3] = [0xEF53, 0x5846_5342, 0x9123_683E]; // ext4, XFS, Btrfs
     let kind = rustix::fs::fstatfs(within.fd())?.f_type;
     if !FLUSHED.contains(&kind) {
@@ -256,7 +280,7 @@ fn settled_before(within: &Within) -> io::Result<Option<Stamp>> {
     }
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_REALTIME)?;
     within.sync()?;
-    Ok(Some((now.tv_sec() - SETTLED.as_secs() as i64, now.tv_nsec() as u64)))
+    Ok(Some((now.tv_sec() - settled.as_secs() as i64, now.tv_nsec() as u64)))
 }
 
 /// Names of a file's extended attributes; none where the file system has none.

@@ -116,7 +116,7 @@ impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send> Source<R, W> {
         let mut scanner = std::mem::take(&mut self.scanner);
         let upper = self.upper.clone();
         let (scanner, layer) = blocking(move || {
-            let layer = scanner.scan(&upper);
+            let layer = scanner.scan(&upper, last);
             (scanner, layer)
         })
         .await?;

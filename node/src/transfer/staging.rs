@@ -97,7 +97,7 @@ impl Staging {
         }
         // From here on the tree changes, so it is prepared no more.
         remove_file(&dir.join("prepared"))?;
-        let have = Scanner::default().scan(&tree)?;
+        let have = Scanner::default().scan(&tree, true)?;
         let within = Within::open(&tree).map_err(failed_at(&tree))?;
         Ok(Staging { dir, within, have, _lock: lock })
     }
@@ -186,7 +186,9 @@ impl Staging {
     /// # Errors
     /// When the disk refuses.
     pub fn flush(&self) -> Result<(), StagingError> {
-        self.within.sync().map_err(failed_at(&self.dir))
+        let opened = |entry: &&LayerEntryV1| matches!(entry.kind, LayerKindV1::Dir | LayerKindV1::File { .. });
+        let paths = self.have.entries.iter().filter(opened).map(|entry| entry.path.as_slice());
+        self.within.persist(paths.filter(|path| !path.is_empty())).map_err(failed_at(&self.dir))
     }
 
     /// Ends the last pass: owners, modes, attributes and times are set, all is flushed, and only then it is noted as

@@ -13,7 +13,7 @@ use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, Uid, XattrFlags, fsetxattr,
 };
 
-use super::limits::{COMPONENT_BYTES_MAX, PATH_BYTES_MAX};
+use super::limits::{COMPONENT_BYTES_MAX, FLUSH_EACH_MAX, PATH_BYTES_MAX};
 
 /// Whether `path` is a plain relative path: components of 1 to 255 bytes, none of them `.` or `..`, no NUL.
 pub fn is_path(path: &[u8]) -> bool {
@@ -248,6 +248,23 @@ impl Within {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Writes these files and directories, and the root, to the disk.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn persist<'p>(&self, paths: impl Iterator<Item = &'p [u8]>) -> io::Result<()> {
+        let few: Vec<_> = paths.take(FLUSH_EACH_MAX + 1).collect();
+        if few.len() > FLUSH_EACH_MAX {
+            return self.sync();
+        }
+        // Children come after their directory in every manifest; the directory is flushed when it names them all.
+        for path in few.into_iter().rev() {
+            let opened = self.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty())?;
+            rustix::fs::fsync(opened)?;
+        }
+        Ok(rustix::fs::fsync(&self.root)?)
     }
 
     /// Writes everything of this file system to the disk.
