@@ -38,6 +38,12 @@ pub struct Pipe {
     pub writer: Box<dyn AsyncWrite + Send + Unpin>,
 }
 
+impl From<fabric::transport::Stream> for Pipe {
+    fn from(stream: fabric::transport::Stream) -> Self {
+        Pipe { reader: Box::new(stream.reader), writer: Box::new(stream.writer) }
+    }
+}
+
 /// Opens streams to peers' image servers.
 #[async_trait]
 pub trait Dial: Send + Sync {
@@ -225,6 +231,8 @@ impl Fetcher {
                 report(FetchProgress { bytes_done, bytes_total });
             }
         }
+        // The chunks are here; whether the server hears our end changes nothing.
+        let _ = frames::finish(&mut pipe.writer).await;
         let finished = manifest.clone();
         blocking(move || session.finish(&finished)).await??;
         Ok(manifest)
@@ -295,11 +303,11 @@ impl Server {
             }
             frames::flush(writer).await?;
         }
-        Ok(())
+        Ok(frames::finish(writer).await?)
     }
 }
 
 async fn refuse(writer: &mut (impl AsyncWrite + Unpin), refusal: Refusal) -> Result<(), PeerError> {
     write_record(writer, &refusal).await?;
-    Ok(frames::flush(writer).await?)
+    Ok(frames::finish(writer).await?)
 }

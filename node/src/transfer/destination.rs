@@ -58,11 +58,10 @@ pub async fn accept(reader: &mut (impl AsyncRead + Unpin)) -> Result<(MoveId, Ma
 /// When the stream broke.
 pub async fn refuse(writer: &mut (impl AsyncWrite + Unpin), refusal: Refusal) -> Result<(), StreamError> {
     write_record(writer, &refusal).await?;
-    frames::flush(writer).await
+    frames::finish(writer).await
 }
 
 /// Takes the layer of move `id` into `<root>/<id>` until it is prepared: verified, complete and on disk.
-/// `idle` bounds the wait between two passes (the source may take long to scan, and freezes in between).
 ///
 /// # Errors
 /// See [`ReceiveError`]; the source is told why.
@@ -132,6 +131,7 @@ async fn run(
         write_record(writer, &PassDoneV1 { pass: end.pass, prepared }).await?;
         frames::flush(writer).await?;
         if let Some(digest) = prepared {
+            frames::finish(writer).await?;
             return Ok(Prepared { digest, sent_bytes: received, passes: Vec::new() });
         }
     }

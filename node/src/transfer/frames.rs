@@ -72,6 +72,15 @@ pub async fn flush(to: &mut (impl AsyncWrite + Unpin)) -> Result<(), StreamError
     timed(IDLE_MAX, to.flush()).await
 }
 
+/// Ends our half, so that all that was written arrives: a stream that is dropped without it counts as broken.
+///
+/// # Errors
+/// As [`write_record`].
+pub async fn finish(to: &mut (impl AsyncWrite + Unpin)) -> Result<(), StreamError> {
+    timed(IDLE_MAX, to.flush()).await?;
+    timed(IDLE_MAX, to.shutdown()).await
+}
+
 /// Reads one whole frame; none when the stream ended before it. `patience` bounds the wait for its first byte.
 ///
 /// # Errors

@@ -107,6 +107,8 @@ impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send> Source<R, W> {
     /// As [`Source::sync`].
     pub async fn finish(mut self) -> Result<Prepared, SendError> {
         let digest = self.pass(true).await?;
+        // The destination has said "prepared"; whether it hears our end changes nothing.
+        let _ = frames::finish(&mut self.writer).await;
         Ok(Prepared { digest, sent_bytes: self.sent_bytes, passes: self.passes })
     }
 
