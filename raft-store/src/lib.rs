@@ -2,10 +2,16 @@
 //!
 //! Pure (no clock, RNG, IO): [`command`], [`state`], [`snapshot`], [`lease`], [`voters`].
 
+mod codec;
 pub mod codes;
 pub mod command;
 pub mod lease;
+pub mod ledger;
 pub mod limits;
+mod network;
 pub mod snapshot;
 pub mod state;
+mod store;
+mod tuning;
+mod types;
 pub mod voters;

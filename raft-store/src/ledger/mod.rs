@@ -1,0 +1,244 @@
+//! The ledger as the rest of the node sees it: write from anywhere, read the state, know who leads.
+//!
+//! Every node runs an instance. A node that the voters have taken in follows the log and reads its own copy; a spare's
+//! instance stays empty and idle, writes through the leader, and reads a copy that it fetches from a voter. No lock is
+//! held across an await, and nothing that a peer relies on is answered before it is on disk.
+
+mod error;
+mod messages;
+mod reading;
+mod serving;
+mod status;
+mod voting;
+mod writing;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+
+use fabric::ids::NodeId;
+use fabric::rpc::{Router, Rpc};
+use fabric::seams::{Clock, Entropy, Seams, draw};
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::RaftError;
+use openraft::metrics::RaftServerMetrics;
+use openraft_rt::deterministic_rng::DeterministicRng;
+use openraft_rt_tokio::TokioRuntime;
+use tokio::sync::{Semaphore, broadcast, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+pub use error::{LedgerError, StartError};
+pub use status::{LedgerStatus, Part};
+pub use writing::Applied;
+
+use crate::command::{Actor, Command};
+use crate::network::{Network, Server};
+use crate::state::State;
+use crate::store::{AppliedEntry, LogStore, Shared, StateMachine, Store};
+use crate::tuning::{self, FORWARD_QUEUE, FORWARDS_IN_FLIGHT};
+use crate::types::{Member, Raft, TC};
+
+/// What the ledger is told once.
+#[derive(Debug, Clone)]
+pub struct LedgerConfig {
+    /// This node.
+    pub node: NodeId,
+    /// Where it listens, for the members' list.
+    pub address: String,
+}
+
+/// What membership and gossip know. Hints for routing, and nominations for the voters; never an authority.
+pub trait Surroundings: Send + Sync {
+    /// Nodes that membership holds alive now, this one included.
+    fn alive(&self) -> BTreeSet<NodeId>;
+    /// Nodes that say they lead, vote or stand by, the likeliest leader first.
+    fn ledger_nodes(&self) -> Vec<NodeId>;
+}
+
+/// A ledger that answers its peers' requests once it is started.
+#[derive(Default, Clone)]
+pub struct Registration {
+    slot: Arc<OnceLock<Weak<Inner>>>,
+}
+
+/// The ledger. Clones share it; the last one that goes stops it.
+#[derive(Clone)]
+pub struct Ledger {
+    inner: Arc<Inner>,
+}
+
+impl std::fmt::Debug for Ledger {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Ledger({:?})", self.inner.me)
+    }
+}
+
+/// What all parts of the ledger share.
+struct Inner {
+    me: NodeId,
+    raft: Raft,
+    server: Server,
+    shared: Arc<Shared>,
+    rpc: Arc<dyn Rpc>,
+    clock: Arc<dyn Clock>,
+    entropy: Arc<dyn Entropy>,
+    surroundings: Arc<dyn Surroundings>,
+    address: String,
+    /// The last stamp given to a command, Unix milliseconds.
+    stamp: AtomicU64,
+    /// When a leader was last heard, and who a peer last said it is.
+    heard: Mutex<Heard>,
+    forward: mpsc::Sender<writing::Pending>,
+    forwards: Arc<Semaphore>,
+    /// Whom to ask next when nobody is known to lead.
+    turn: AtomicUsize,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Heard {
+    at: Option<Instant>,
+    hint: Option<NodeId>,
+}
+
+impl Registration {
+    /// Opens the database and joins in.
+    ///
+    /// # Errors
+    /// When the database cannot be used; nothing is running then.
+    pub async fn start(
+        self,
+        config: LedgerConfig,
+        seams: &Seams,
+        rpc: Arc<dyn Rpc>,
+        surroundings: Arc<dyn Surroundings>,
+    ) -> Result<Ledger, StartError> {
+        let store = Store::open(&*seams.disk)?;
+        let machine = StateMachine::load(store.clone())?;
+        let shared = machine.shared.clone();
+        let log = LogStore::new(store, shared.halt.clone());
+        let network = Network::new(config.node, rpc.clone());
+        // openraft's randomness is task-local and seeded here, so that the simulator owns it. Its later calls draw none
+        // in the caller's task.
+        let seed = u64::from_le_bytes(draw::<8>(&*seams.entropy));
+        let starting = Raft::new(Member(config.node), Arc::new(tuning::raft()), network, log, machine);
+        let started = DeterministicRng::<TokioRuntime>::scope(seed, starting).await;
+        let raft = started.map_err(|error| match shared.halt.reason() {
+            Some(reason) => StartError::Halted(reason),
+            None => StartError::Halted(error.to_string()),
+        })?;
+        let (forward, queue) = mpsc::channel(FORWARD_QUEUE);
+        let inner = Arc::new(Inner {
+            me: config.node,
+            server: Server::new(raft.clone()),
+            raft,
+            shared,
+            rpc,
+            clock: seams.clock.clone(),
+            entropy: seams.entropy.clone(),
+            surroundings,
+            address: config.address,
+            stamp: AtomicU64::new(0),
+            heard: Mutex::default(),
+            forward,
+            forwards: Arc::new(Semaphore::new(FORWARDS_IN_FLIGHT)),
+            turn: AtomicUsize::new(0),
+            tasks: Mutex::default(),
+        });
+        let weak = Arc::downgrade(&inner);
+        inner.spawn(writing::forwarder(weak.clone(), queue));
+        inner.spawn(status::watch_halt(weak.clone()));
+        inner.spawn(voting::drive(weak.clone()));
+        let _ = self.slot.set(weak);
+        Ok(Ledger { inner })
+    }
+}
+
+impl Ledger {
+    /// Adds the ledger's requests to a router; they are answered after [`Registration::start`].
+    pub fn register(router: &mut Router) -> Registration {
+        let registration = Registration::default();
+        serving::register(router, &registration.slot);
+        registration
+    }
+
+    /// Runs `look` on the state. It must be short: entries wait for it. On a spare, see [`Ledger::refresh`].
+    pub fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&self.inner.shared.read().state)
+    }
+
+    /// This node.
+    pub fn node(&self) -> NodeId {
+        self.inner.me
+    }
+
+    /// The index of the last entry applied here, as it grows.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.inner.shared.applied.subscribe()
+    }
+
+    /// Commands as they are applied here. A subscriber that lags too far behind is told how many it lost.
+    pub fn subscribe(&self) -> broadcast::Receiver<AppliedEntry> {
+        self.inner.shared.events.subscribe()
+    }
+
+    /// Whether this node has ever been part of a ledger: it was initialised here, or a leader has sent it something.
+    pub async fn is_initialized(&self) -> bool {
+        self.inner.raft.is_initialized().await.unwrap_or(false)
+    }
+
+    /// Makes the cluster, once, on its first node: a ledger with one voter whose first entry is `command`. Repeating it
+    /// after a crash finishes what was begun.
+    ///
+    /// # Errors
+    /// See [`LedgerError`]; a ledger of another cluster refuses.
+    pub async fn init(&self, actor: Actor, command: Command) -> Result<Applied, LedgerError> {
+        let members = BTreeMap::from([(Member(self.inner.me), self.inner.address.clone())]);
+        match self.inner.raft.initialize(members).await {
+            // Not allowed: it was initialised before, and the first entry tells whether as the same cluster.
+            Ok(()) | Err(RaftError::APIError(_)) => {}
+            Err(RaftError::Fatal(error)) => {
+                self.inner.shared.halt.because(&error);
+                return Err(LedgerError::Halted { reason: error.to_string() });
+            }
+        }
+        self.write(actor, None, command).await
+    }
+
+    /// Stops taking part. What was acknowledged is on disk.
+    pub async fn close(&self) {
+        self.inner.tasks().abort_all();
+        if let Err(error) = self.inner.raft.shutdown().await {
+            tracing::warn!(%error, "the ledger did not stop cleanly");
+        }
+    }
+}
+
+impl Inner {
+    fn tasks(&self) -> MutexGuard<'_, JoinSet<()>> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs a task that ends with the ledger.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks().spawn(task);
+    }
+
+    fn heard(&self) -> MutexGuard<'_, Heard> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn server_metrics(&self) -> RaftServerMetrics<TC> {
+        self.raft.server_metrics().borrow_watched().clone()
+    }
+
+    fn halted(&self) -> Option<String> {
+        self.shared.halt.reason()
+    }
+
+    /// Whether this node leads, as far as it knows.
+    fn leads(&self) -> bool {
+        self.halted().is_none() && self.raft.is_leader()
+    }
+}

@@ -1,0 +1,393 @@
+//! Writes: the leader proposes, everybody else forwards in batches.
+//!
+//! A write always carries an idempotency key, so that it can be sent again after an answer was lost. Writes that arrive
+//! while others are on their way to the leader share the next request, as they then share its sync to disk.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+
+use bytes::Bytes;
+use fabric::ids::{IdempotencyKey, NodeId};
+use fabric::limits::{COMMAND_FRAME_BYTES_MAX, WRITE_TIMEOUT};
+use fabric::rpc::{CallError, Peer, Refusal};
+use fabric::seams::draw;
+use fabric::wire;
+use futures_util::StreamExt;
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::{ClientWriteError, RaftError};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+
+use super::messages::{FORWARD, ForwardAnswerV1, ForwardV1, WriteAnswerV1};
+use super::{Inner, Ledger, LedgerError};
+use crate::codes;
+use crate::command::{Actor, Command, Envelope, Outcome};
+use crate::tuning::{FORWARD_BATCH, FORWARD_BYTES, FORWARD_TIMEOUT, RETRY_MAX, RETRY_MIN};
+use crate::types::Proposal;
+
+/// A write that was applied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Applied {
+    /// Index of its entry; for a repeated request, of the entry that repeated it.
+    pub index: u64,
+    /// What was done.
+    pub outcome: Outcome,
+}
+
+/// Why one attempt gave no result.
+#[derive(Debug)]
+enum Attempt {
+    Refused(Refusal),
+    NotLeader(Option<NodeId>),
+    Unreachable,
+    Unknown,
+}
+
+/// A write on its way to the leader.
+pub(super) struct Pending {
+    frame: Vec<u8>,
+    reply: oneshot::Sender<Result<Applied, Attempt>>,
+}
+
+impl Ledger {
+    /// Changes the ledger, from any node.
+    ///
+    /// Without a key one is drawn, so that losing an answer does not make the change twice.
+    ///
+    /// # Errors
+    /// See [`LedgerError`].
+    pub async fn write(
+        &self,
+        actor: Actor,
+        key: Option<IdempotencyKey>,
+        command: Command,
+    ) -> Result<Applied, LedgerError> {
+        let key = key.unwrap_or_else(|| IdempotencyKey(draw(&*self.inner.entropy)));
+        let envelope = Envelope { actor, idempotency: Some(key), at_ms: 0, command };
+        let frame = wire::encode(&envelope);
+        if frame.len() > COMMAND_FRAME_BYTES_MAX {
+            let message =
+                format!("the request takes {} bytes, at most {COMMAND_FRAME_BYTES_MAX} are allowed", frame.len());
+            return Err(Refusal::new(codes::LIMIT, message).into());
+        }
+        self.inner.write(envelope, frame).await
+    }
+}
+
+impl Inner {
+    async fn write(self: &Arc<Self>, envelope: Envelope, frame: Vec<u8>) -> Result<Applied, LedgerError> {
+        let deadline = Instant::now() + WRITE_TIMEOUT;
+        let (mut unknown, mut pause) = (false, RETRY_MIN);
+        loop {
+            let attempt = if self.leads() {
+                self.propose(envelope.clone(), deadline).await
+            } else {
+                self.forward(frame.clone(), deadline).await
+            };
+            match attempt {
+                Ok(applied) => return Ok(applied),
+                Err(Attempt::Refused(refusal)) => return Err(refusal.into()),
+                Err(Attempt::NotLeader(hint)) => {
+                    // A hint is worth asking at once; without one there is an election to wait for.
+                    if self.learn_leader(hint) {
+                        pause = RETRY_MIN;
+                    }
+                }
+                Err(Attempt::Unknown) => unknown = true,
+                Err(Attempt::Unreachable) => {}
+            }
+            let now = Instant::now();
+            if now >= deadline {
+                return Err(self.gave_up(unknown));
+            }
+            self.leader_changes(deadline.min(now + pause)).await;
+            pause = (pause * 2).min(RETRY_MAX);
+        }
+    }
+
+    fn gave_up(&self, unknown: bool) -> LedgerError {
+        let after = WRITE_TIMEOUT;
+        if unknown {
+            return LedgerError::Timeout { after };
+        }
+        match self.halted() {
+            Some(reason) => LedgerError::Halted { reason },
+            None => LedgerError::NoLeader { after, unreachable: self.unreachable_voters() },
+        }
+    }
+
+    /// Keeps a hint; tells whether it is news.
+    pub(super) fn learn_leader(&self, hint: Option<NodeId>) -> bool {
+        let hint = hint.filter(|node| *node != self.me);
+        let mut heard = self.heard();
+        let news = hint.is_some() && heard.hint != hint;
+        heard.hint = hint;
+        news
+    }
+
+    /// Waits until another node leads, or `until`.
+    async fn leader_changes(&self, until: Instant) {
+        let mut metrics = self.raft.server_metrics();
+        let before = metrics.borrow_watched().current_leader;
+        let changed = async {
+            while metrics.changed().await.is_ok() {
+                if metrics.borrow_watched().current_leader != before {
+                    return;
+                }
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! { biased;
+            () = changed => {}
+            () = sleep_until(until) => {}
+        }
+    }
+
+    /// Waits until this node knows of a leader that is not `leader`.
+    async fn succeeded(&self, leader: NodeId) {
+        let mut metrics = self.raft.server_metrics();
+        loop {
+            let now = metrics.borrow_watched().current_leader;
+            if now.is_some_and(|now| now.0 != leader) {
+                return;
+            }
+            if metrics.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    /// The leader's time for the next command: never behind the one before.
+    fn next_stamp(&self) -> u64 {
+        let now = self.clock.wall().as_millis() as u64;
+        self.stamp.fetch_max(now, Ordering::Relaxed).max(now)
+    }
+
+    /// Stamps and frames a command that this leader is about to propose.
+    fn seal(&self, mut envelope: Envelope) -> Result<Proposal, Refusal> {
+        self.admit(&envelope)?;
+        envelope.at_ms = self.next_stamp();
+        Ok(Proposal(Bytes::from(wire::encode(&envelope))))
+    }
+
+    /// What only the leader can judge, before it proposes.
+    fn admit(&self, _envelope: &Envelope) -> Result<(), Refusal> {
+        Ok(())
+    }
+
+    async fn propose(&self, envelope: Envelope, deadline: Instant) -> Result<Applied, Attempt> {
+        let proposal = self.seal(envelope).map_err(Attempt::Refused)?;
+        let Ok(result) = timeout_at(deadline, self.raft.client_write(proposal)).await else {
+            return Err(Attempt::Unknown);
+        };
+        match result {
+            Ok(response) => applied(response.log_id.index, response.data),
+            Err(RaftError::APIError(error)) => Err(Attempt::from(error)),
+            Err(RaftError::Fatal(error)) => {
+                self.shared.halt.because(error);
+                // It may be in the log of others already.
+                Err(Attempt::Unknown)
+            }
+        }
+    }
+
+    async fn forward(&self, frame: Vec<u8>, deadline: Instant) -> Result<Applied, Attempt> {
+        let (reply, answer) = oneshot::channel();
+        if timeout_at(deadline, self.forward.send(Pending { frame, reply })).await.is_err() {
+            return Err(Attempt::Unreachable);
+        }
+        match timeout_at(deadline, answer).await {
+            Ok(Ok(result)) => result,
+            // The batch may be under way still.
+            Ok(Err(_)) | Err(_) => Err(Attempt::Unknown),
+        }
+    }
+
+    /// Whom to send a write to.
+    pub(super) fn leader_target(&self) -> Option<NodeId> {
+        let known = self.server_metrics().current_leader.map(|leader| leader.0);
+        let hint = self.heard().hint;
+        let not_me = |node: &NodeId| *node != self.me;
+        hint.or(known.filter(not_me)).or_else(|| {
+            // Nobody known: ask around, another node each time.
+            let mut candidates: Vec<NodeId> = self.surroundings.ledger_nodes().into_iter().filter(not_me).collect();
+            let members =
+                self.shared.read().membership.voter_ids().map(|member| member.0).filter(not_me).collect::<Vec<_>>();
+            candidates.extend(members.into_iter().filter(|node| !candidates.contains(node)).collect::<Vec<_>>());
+            let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+            (!candidates.is_empty()).then(|| candidates[turn % candidates.len()])
+        })
+    }
+
+    async fn send_batch(&self, target: NodeId, batch: Vec<Pending>) {
+        let envelopes = batch.iter().map(|pending| pending.frame.clone()).collect();
+        let body = wire::encode(&ForwardV1 { envelopes });
+        let call = self.rpc.call(target, FORWARD, body, FORWARD_TIMEOUT);
+        let outcome = tokio::select! { biased;
+            outcome = call => outcome,
+            // The leader is gone and another one leads: its answer may never come.
+            () = self.succeeded(target) => Err(CallError::Timeout { node: target, after: FORWARD_TIMEOUT }),
+        };
+        let answers = outcome.and_then(|bytes| {
+            let answer: ForwardAnswerV1 =
+                wire::decode(&bytes).map_err(|error| CallError::Garbled { node: target, cause: error.to_string() })?;
+            Ok(answer.answers)
+        });
+        match answers {
+            Ok(answers) if answers.len() == batch.len() => {
+                for (pending, answer) in batch.into_iter().zip(answers) {
+                    // The caller may have given up.
+                    let _ = pending.reply.send(read_answer(answer));
+                }
+            }
+            failed => {
+                self.forget_leader(target);
+                for pending in batch {
+                    let _ = pending.reply.send(Err(match &failed {
+                        Err(CallError::Unreachable { .. } | CallError::Refused(_)) => Attempt::Unreachable,
+                        Ok(_) | Err(_) => Attempt::Unknown,
+                    }));
+                }
+            }
+        }
+    }
+
+    pub(super) fn forget_leader(&self, node: NodeId) {
+        let mut heard = self.heard();
+        if heard.hint == Some(node) {
+            heard.hint = None;
+        }
+    }
+
+    /// Serves [`FORWARD`].
+    pub(super) async fn serve_forward(&self, peer: Peer, body: &[u8]) -> Result<Vec<u8>, Refusal> {
+        let request: ForwardV1 = wire::decode(body).map_err(|error| Refusal::new(codes::INVALID, error.to_string()))?;
+        let mut answers = vec![WriteAnswerV1::Unknown; request.envelopes.len()];
+        let mut proposals = Vec::with_capacity(answers.len());
+        for (at, frame) in request.envelopes.iter().enumerate() {
+            match self.open(peer, frame) {
+                Ok(proposal) => proposals.push((at, proposal)),
+                Err(refusal) => answers[at] = WriteAnswerV1::Refused(refusal),
+            }
+        }
+        // Past this time the sender has given up, too.
+        let _ = timeout(FORWARD_TIMEOUT, self.propose_many(proposals, &mut answers)).await;
+        Ok(wire::encode(&ForwardAnswerV1 { answers }))
+    }
+
+    /// Checks a forwarded envelope and makes it ready for the log. A node may only speak as itself.
+    fn open(&self, peer: Peer, frame: &[u8]) -> Result<Proposal, Refusal> {
+        if frame.len() > COMMAND_FRAME_BYTES_MAX {
+            return Err(Refusal::new(codes::LIMIT, "the request is too large"));
+        }
+        let envelope: Envelope =
+            wire::decode(frame).map_err(|error| Refusal::new(codes::INVALID, error.to_string()))?;
+        if envelope.actor.node != peer.id {
+            let message = format!("node {} asks in the name of {}", peer.id.short(), envelope.actor.node.short());
+            return Err(Refusal::new(codes::DENIED, message));
+        }
+        if let Some(cause) = envelope.command.halts() {
+            return Err(Refusal::new(codes::INVALID, cause));
+        }
+        self.seal(envelope)
+    }
+
+    async fn propose_many(&self, proposals: Vec<(usize, Proposal)>, answers: &mut [WriteAnswerV1]) {
+        let (places, proposals): (Vec<usize>, Vec<Proposal>) = proposals.into_iter().unzip();
+        if places.is_empty() {
+            return;
+        }
+        let mut results = match self.raft.client_write_many(proposals).await {
+            Ok(results) => results,
+            Err(error) => return self.shared.halt.because(error),
+        };
+        for at in places {
+            answers[at] = match results.next().await {
+                Some(Ok(Ok(response))) => write_answer(applied(response.log_id.index, response.response)),
+                Some(Ok(Err(error))) => write_answer(Err(Attempt::from(error))),
+                Some(Err(_)) | None => WriteAnswerV1::Unknown,
+            };
+        }
+    }
+}
+
+impl From<ClientWriteError<crate::types::TC>> for Attempt {
+    fn from(error: ClientWriteError<crate::types::TC>) -> Self {
+        match error {
+            ClientWriteError::ForwardToLeader(forward) => Attempt::NotLeader(forward.leader_id.map(|leader| leader.0)),
+            _ => Attempt::Unknown,
+        }
+    }
+}
+
+fn applied(index: u64, reply: crate::types::Reply) -> Result<Applied, Attempt> {
+    match reply {
+        Some(Ok(outcome)) => Ok(Applied { index, outcome }),
+        Some(Err(refusal)) => Err(Attempt::Refused(refusal)),
+        // A command's entry always has an answer of its own.
+        None => Err(Attempt::Unknown),
+    }
+}
+
+fn write_answer(result: Result<Applied, Attempt>) -> WriteAnswerV1 {
+    match result {
+        Ok(applied) => WriteAnswerV1::Applied { index: applied.index, outcome: applied.outcome },
+        Err(Attempt::Refused(refusal)) => WriteAnswerV1::Refused(refusal),
+        Err(Attempt::NotLeader(hint)) => WriteAnswerV1::NotLeader(hint),
+        Err(Attempt::Unreachable | Attempt::Unknown) => WriteAnswerV1::Unknown,
+    }
+}
+
+fn read_answer(answer: WriteAnswerV1) -> Result<Applied, Attempt> {
+    match answer {
+        WriteAnswerV1::Applied { index, outcome } => Ok(Applied { index, outcome }),
+        WriteAnswerV1::Refused(refusal) => Err(Attempt::Refused(refusal)),
+        WriteAnswerV1::NotLeader(hint) => Err(Attempt::NotLeader(hint)),
+        WriteAnswerV1::Unknown => Err(Attempt::Unknown),
+    }
+}
+
+/// Sends what waits, a batch at a time. While all requests in flight are taken, the next batch grows.
+pub(super) async fn forwarder(inner: Weak<Inner>, mut queue: mpsc::Receiver<Pending>) {
+    let mut waiting = Vec::new();
+    while queue.recv_many(&mut waiting, FORWARD_BATCH).await > 0 {
+        let Some(ledger) = inner.upgrade() else { return };
+        let permits = ledger.forwards.clone();
+        while !waiting.is_empty() {
+            let Ok(permit) = permits.clone().acquire_owned().await else { return };
+            // Those that came while all requests were under way go along.
+            while waiting.len() < FORWARD_BATCH
+                && let Ok(pending) = queue.try_recv()
+            {
+                waiting.push(pending);
+            }
+            let batch = take_batch(&mut waiting);
+            send(&ledger, batch, permit);
+        }
+    }
+}
+
+fn take_batch(waiting: &mut Vec<Pending>) -> Vec<Pending> {
+    let mut bytes = 0;
+    let fits = waiting.iter().take_while(|pending| {
+        bytes += pending.frame.len();
+        bytes <= FORWARD_BYTES
+    });
+    let count = fits.count().max(1);
+    waiting.drain(..count.min(waiting.len())).collect()
+}
+
+fn send(ledger: &Arc<Inner>, batch: Vec<Pending>, permit: OwnedSemaphorePermit) {
+    let Some(target) = ledger.leader_target() else {
+        for pending in batch {
+            let _ = pending.reply.send(Err(Attempt::Unreachable));
+        }
+        return;
+    };
+    let task = ledger.clone();
+    // Short, and bounded in number by the permits.
+    tokio::spawn(async move {
+        task.send_batch(target, batch).await;
+        drop(permit);
+    });
+}

@@ -1,0 +1,322 @@
+//! openraft's log on redb: one append batch is one synced transaction.
+//!
+//! The tail of the log is also kept in memory, bounded, since replication and apply read each entry right after it was
+//! appended. `committed` needs no sync of its own (it can be learnt again) and rides along with the next append.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+
+use fabric::wire;
+use futures_util::{Stream, stream};
+use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
+use openraft::{EntryPayload, OptionalSend};
+use redb::{ReadableDatabase, ReadableTable};
+
+use super::{During, KEY_COMMITTED, KEY_PURGED, KEY_VOTE, LOG, Store, StoreError, damaged, put};
+use crate::codec::{EntryV1, LogIdV1, VoteV1};
+use crate::tuning::{LOG_TAIL_BYTES, READ_BYTES};
+use crate::types::{Entry, LogId, TC, Vote};
+
+/// What is known of the log without reading the disk.
+#[derive(Default)]
+pub(super) struct Memory {
+    pub(super) vote: Option<Vote>,
+    pub(super) committed: Option<LogId>,
+    pub(super) purged: Option<LogId>,
+    pub(super) last: Option<LogId>,
+    /// The newest entries, without a gap, up to `last`.
+    tail: BTreeMap<u64, Entry>,
+    tail_bytes: usize,
+}
+
+impl Memory {
+    pub(super) fn new(vote: Option<Vote>, committed: Option<LogId>, purged: Option<LogId>) -> Self {
+        Memory { vote, committed, purged, last: purged, ..Memory::default() }
+    }
+
+    fn remember(&mut self, entry: Entry) {
+        if self.last.is_some_and(|last| last.index + 1 != entry.log_id.index) {
+            self.forget_tail();
+        }
+        self.last = Some(entry.log_id);
+        self.tail_bytes += weight(&entry);
+        self.tail.insert(entry.log_id.index, entry);
+        while self.tail_bytes > LOG_TAIL_BYTES && self.tail.len() > 1 {
+            let Some((_, old)) = self.tail.pop_first() else { break };
+            self.tail_bytes -= weight(&old);
+        }
+    }
+
+    fn forget_tail(&mut self) {
+        self.tail.clear();
+        self.tail_bytes = 0;
+    }
+
+    /// Drops entries from memory that are outside `keep`.
+    fn restrict(&mut self, keep: impl RangeBounds<u64>) {
+        self.tail.retain(|index, _| keep.contains(index));
+        self.tail_bytes = self.tail.values().map(weight).sum();
+    }
+}
+
+/// Bytes that an entry is taken to occupy.
+fn weight(entry: &Entry) -> usize {
+    64 + match &entry.payload {
+        EntryPayload::Blank => 0,
+        EntryPayload::Normal(proposal) => proposal.0.len(),
+        EntryPayload::Membership(membership) => membership.nodes().count() * 128,
+    }
+}
+
+fn decode(index: u64, frame: &[u8]) -> Result<Entry, StoreError> {
+    let name = || format!("log entry {index}");
+    let record: EntryV1 = wire::decode(frame).map_err(|cause| damaged(name(), cause))?;
+    if record.id.index != index {
+        return Err(damaged(name(), format!("it says that it is entry {}", record.id.index)));
+    }
+    record.into_entry().map_err(|cause| damaged(name(), cause))
+}
+
+impl Store {
+    /// Reads every entry once, so that a damaged one stops the node before it takes part in anything.
+    pub(super) fn verify_log(&self) -> Result<(), StoreError> {
+        let read = self.database.begin_read().during("reading the log")?;
+        let table = read.open_table(LOG).during("reading the log")?;
+        let mut memory = self.memory();
+        let mut next = memory.purged.map(|id| id.index + 1);
+        for item in table.iter().during("reading the log")? {
+            let (key, value) = item.during("reading the log")?;
+            let index = key.value();
+            if next.is_some_and(|next| next != index) {
+                return Err(damaged(format!("log entry {}", next.unwrap_or(0)), "it is missing"));
+            }
+            memory.remember(decode(index, value.value())?);
+            next = Some(index + 1);
+        }
+        Ok(())
+    }
+
+    /// Entries `first..end` that exist, as many as fit `limit_bytes`, at least one.
+    fn entries(&self, first: u64, end: u64, limit_bytes: usize) -> Result<Vec<Entry>, StoreError> {
+        let (oldest, last) = {
+            let memory = self.memory();
+            let oldest = memory.purged.map_or(0, |id| id.index + 1);
+            let Some(last) = memory.last else { return Ok(Vec::new()) };
+            (oldest, last.index)
+        };
+        let first = first.max(oldest);
+        let end = end.min(last + 1);
+        if first >= end {
+            return Ok(Vec::new());
+        }
+        if let Some(found) = self.entries_in_memory(first, end, limit_bytes) {
+            return Ok(found);
+        }
+        let read = self.database.begin_read().during("reading the log")?;
+        let table = read.open_table(LOG).during("reading the log")?;
+        let (mut out, mut bytes) = (Vec::new(), 0);
+        for item in table.range(first..end).during("reading the log")? {
+            let (key, value) = item.during("reading the log")?;
+            let entry = decode(key.value(), value.value())?;
+            bytes += weight(&entry);
+            if bytes > limit_bytes && !out.is_empty() {
+                break;
+            }
+            out.push(entry);
+        }
+        Ok(out)
+    }
+
+    fn entries_in_memory(&self, first: u64, end: u64, limit_bytes: usize) -> Option<Vec<Entry>> {
+        let memory = self.memory();
+        if *memory.tail.first_key_value()?.0 > first {
+            return None;
+        }
+        let (mut out, mut bytes) = (Vec::new(), 0);
+        for entry in memory.tail.range(first..end).map(|(_, entry)| entry) {
+            bytes += weight(entry);
+            if bytes > limit_bytes && !out.is_empty() {
+                break;
+            }
+            out.push(entry.clone());
+        }
+        Some(out)
+    }
+
+    fn append_entries(&self, entries: Vec<Entry>) -> Result<(), StoreError> {
+        let committed = self.memory().committed;
+        self.write("appending to the log", |transaction| {
+            let mut log = transaction.open_table(LOG).during("appending to the log")?;
+            for entry in &entries {
+                let frame = wire::encode(&EntryV1::from(entry));
+                log.insert(entry.log_id.index, frame.as_slice()).during("appending to the log")?;
+            }
+            drop(log);
+            match committed {
+                Some(id) => put(transaction, KEY_COMMITTED, &LogIdV1::from(id)),
+                None => Ok(()),
+            }
+        })?;
+        let mut memory = self.memory();
+        for entry in entries {
+            memory.remember(entry);
+        }
+        Ok(())
+    }
+
+    fn save_vote_synced(&self, vote: &Vote) -> Result<(), StoreError> {
+        self.write("saving a vote", |transaction| put(transaction, KEY_VOTE, &VoteV1::from(vote)))?;
+        self.memory().vote = Some(*vote);
+        Ok(())
+    }
+
+    fn truncate(&self, last: Option<LogId>) -> Result<(), StoreError> {
+        let first = last.map_or(0, |id| id.index + 1);
+        self.write("truncating the log", |transaction| {
+            let mut log = transaction.open_table(LOG).during("truncating the log")?;
+            log.retain_in(first.., |_, _| false).during("truncating the log")
+        })?;
+        let mut memory = self.memory();
+        memory.restrict(..first);
+        if memory.last.is_some_and(|id| id.index >= first) {
+            memory.last = last.or(memory.purged);
+        }
+        Ok(())
+    }
+
+    fn purge_up_to(&self, id: LogId) -> Result<(), StoreError> {
+        self.write("purging the log", |transaction| {
+            put(transaction, KEY_PURGED, &LogIdV1::from(id))?;
+            let mut log = transaction.open_table(LOG).during("purging the log")?;
+            log.retain_in(..=id.index, |_, _| false).during("purging the log")
+        })?;
+        let mut memory = self.memory();
+        memory.restrict(id.index + 1..);
+        memory.purged = Some(id);
+        if memory.last.is_none_or(|last| last.index < id.index) {
+            memory.last = Some(id);
+        }
+        Ok(())
+    }
+}
+
+/// `range` as `first..end`.
+fn bounds(range: impl RangeBounds<u64>) -> (u64, u64) {
+    let first = match range.start_bound() {
+        Bound::Included(index) => *index,
+        Bound::Excluded(index) => index.saturating_add(1),
+        Bound::Unbounded => 0,
+    };
+    let end = match range.end_bound() {
+        Bound::Included(index) => index.saturating_add(1),
+        Bound::Excluded(index) => *index,
+        Bound::Unbounded => u64::MAX,
+    };
+    (first, end)
+}
+
+/// openraft's handle of the log.
+#[derive(Clone)]
+pub(crate) struct LogStore {
+    store: Store,
+    halt: super::machine::Halt,
+}
+
+impl LogStore {
+    pub(crate) fn new(store: Store, halt: super::machine::Halt) -> Self {
+        LogStore { store, halt }
+    }
+
+    /// Passes an error on to openraft, which then stops this voter; the reason is kept for the status.
+    fn checked<T>(&self, result: Result<T, StoreError>) -> io::Result<T> {
+        result.map_err(|error| {
+            self.halt.because(&error);
+            error.into()
+        })
+    }
+}
+
+impl RaftLogReader<TC> for LogStore {
+    async fn try_get_log_entries<R>(&mut self, range: R) -> io::Result<Vec<Entry>>
+    where
+        R: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let (first, end) = bounds(range);
+        self.checked(self.store.entries(first, end, usize::MAX))
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
+        self.checked(self.store.entries(start, end, READ_BYTES))
+    }
+
+    async fn entries_stream<R>(&mut self, range: R) -> impl Stream<Item = io::Result<Entry>> + OptionalSend
+    where
+        R: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let (first, end) = bounds(range);
+        let batches = stream::unfold((self.clone(), first), move |(log, next)| async move {
+            if next >= end {
+                return None;
+            }
+            match log.checked(log.store.entries(next, end, READ_BYTES)) {
+                Ok(entries) => {
+                    let after = entries.last()?.log_id.index + 1;
+                    let items: Vec<io::Result<Entry>> = entries.into_iter().map(Ok).collect();
+                    Some((stream::iter(items), (log, after)))
+                }
+                Err(error) => Some((stream::iter(vec![Err(error)]), (log, end))),
+            }
+        });
+        Box::pin(futures_util::StreamExt::flatten(batches))
+    }
+
+    async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
+        Ok(self.store.memory().vote)
+    }
+}
+
+impl RaftLogStorage<TC> for LogStore {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> io::Result<LogState<TC>> {
+        let memory = self.store.memory();
+        Ok(LogState { last_purged_log_id: memory.purged, last_log_id: memory.last.or(memory.purged) })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
+        self.checked(self.store.save_vote_synced(vote))
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
+        self.store.memory().committed = committed;
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
+        Ok(self.store.memory().committed)
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TC>) -> io::Result<()>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        self.checked(self.store.append_entries(entries.into_iter().collect()))?;
+        callback.io_completed(Ok(()));
+        Ok(())
+    }
+
+    async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> io::Result<()> {
+        self.checked(self.store.truncate(last_log_id))
+    }
+
+    async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
+        self.checked(self.store.purge_up_to(log_id))
+    }
+}

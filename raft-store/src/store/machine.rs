@@ -1,0 +1,248 @@
+//! openraft's state machine: the in-memory state behind a lock, and what the rest of the node watches.
+//!
+//! Whoever reads does so in a short closure and never across an await. An entry of a type, version or feature level that
+//! this program does not know halts apply: skipping it would give this node a state that no other node has.
+
+use std::io;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use fabric::wire::{self, WireError};
+use futures_util::{Stream, StreamExt};
+use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use openraft::{EntryPayload, OptionalSend};
+use tokio::sync::{broadcast, watch};
+
+use super::{Store, StoreError};
+use crate::command::Envelope;
+use crate::snapshot::CaKeys;
+use crate::state::{EntryContext, State};
+use crate::tuning::{APPLIED_BACKLOG, APPLY_BATCH};
+use crate::types::{LogId, Payload, Reply, Snapshot, SnapshotData, SnapshotMeta, StoredMembership, TC, term_of};
+
+/// Why this node's ledger stopped, once it has.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Halt(watch::Sender<Option<String>>);
+
+impl Halt {
+    /// Keeps the first reason.
+    pub(crate) fn because(&self, reason: impl ToString) {
+        self.0.send_if_modified(|current| {
+            if current.is_some() {
+                return false;
+            }
+            let reason = reason.to_string();
+            tracing::error!(%reason, "the ledger of this node halts");
+            *current = Some(reason);
+            true
+        });
+    }
+
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Option<String>> {
+        self.0.subscribe()
+    }
+
+    pub(crate) fn reason(&self) -> Option<String> {
+        self.0.borrow().clone()
+    }
+}
+
+/// An entry that was applied, for those who tell others about changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AppliedEntry {
+    /// Its index.
+    pub index: u64,
+    /// The cluster's time when it was applied, Unix milliseconds.
+    pub at_ms: u64,
+    /// What was asked, see `Command::verb`.
+    pub verb: &'static str,
+    /// Of what, see `Command::about`.
+    pub about: String,
+    /// Whose credential.
+    pub subject: String,
+    /// The refusal's code, if it was refused.
+    pub refused: Option<String>,
+}
+
+/// The state and how far it has come.
+#[derive(Debug, Default)]
+pub(crate) struct Machine {
+    pub(crate) state: State,
+    pub(crate) applied: Option<LogId>,
+    pub(crate) membership: StoredMembership,
+}
+
+impl Machine {
+    pub(crate) fn applied_index(&self) -> u64 {
+        self.applied.map_or(0, |id| id.index)
+    }
+}
+
+/// The state, shared by openraft (who writes) and the ledger's callers (who read).
+#[derive(Debug)]
+pub(crate) struct Shared {
+    machine: RwLock<Machine>,
+    pub(crate) applied: watch::Sender<u64>,
+    pub(crate) events: broadcast::Sender<AppliedEntry>,
+    pub(crate) halt: Halt,
+}
+
+impl Shared {
+    pub(crate) fn new(machine: Machine) -> Self {
+        let index = machine.applied_index();
+        Shared {
+            machine: RwLock::new(machine),
+            applied: watch::Sender::new(index),
+            events: broadcast::Sender::new(APPLIED_BACKLOG),
+            halt: Halt::default(),
+        }
+    }
+
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, Machine> {
+        self.machine.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Machine> {
+        // A panic in apply would leave half an entry behind: that state must not be used again.
+        self.machine.write().expect("apply does not panic")
+    }
+
+    fn apply_one(&self, machine: &mut Machine, id: LogId, payload: Payload) -> Result<Reply, StoreError> {
+        let reply = match payload {
+            EntryPayload::Blank => None,
+            EntryPayload::Membership(membership) => {
+                machine.membership = StoredMembership::new(Some(id), membership);
+                None
+            }
+            EntryPayload::Normal(proposal) => {
+                let envelope = decode(id.index, &proposal.0)?;
+                let context = EntryContext::of(id.index, term_of(&id), &envelope);
+                let result = machine.state.apply(context, &envelope);
+                // Nobody may be listening.
+                let _ = self.events.send(AppliedEntry {
+                    index: id.index,
+                    at_ms: machine.state.settings.at_ms,
+                    verb: envelope.command.verb(),
+                    about: envelope.command.about(),
+                    subject: envelope.actor.subject,
+                    refused: result.as_ref().err().map(|refusal| refusal.code.clone()),
+                });
+                Some(result)
+            }
+        };
+        machine.applied = Some(id);
+        Ok(reply)
+    }
+
+    fn replace(&self, machine: Machine) {
+        let index = machine.applied_index();
+        *self.write() = machine;
+        self.applied.send_replace(index);
+    }
+}
+
+/// Reads a command that is about to be applied.
+fn decode(index: u64, frame: &[u8]) -> Result<Envelope, StoreError> {
+    let envelope: Envelope = match wire::decode(frame) {
+        Ok(envelope) => envelope,
+        Err(cause @ (WireError::Type { .. } | WireError::Protocol(_))) => {
+            return Err(StoreError::Unknown { index, cause: cause.to_string() });
+        }
+        Err(cause) => return Err(super::damaged(format!("the command of log entry {index}"), cause)),
+    };
+    match envelope.command.halts() {
+        Some(cause) => Err(StoreError::Unknown { index, cause }),
+        None => Ok(envelope),
+    }
+}
+
+/// openraft's handle of the state machine.
+#[derive(Clone)]
+pub(crate) struct StateMachine {
+    store: Store,
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl StateMachine {
+    /// Loads the latest snapshot; openraft replays the committed entries behind it.
+    pub(crate) fn load(store: Store) -> Result<Self, StoreError> {
+        let machine = store.load_snapshot()?.unwrap_or_default();
+        Ok(StateMachine { store, shared: Arc::new(Shared::new(machine)) })
+    }
+
+    fn checked<T>(&self, result: Result<T, StoreError>) -> io::Result<T> {
+        result.map_err(|error| {
+            self.shared.halt.because(&error);
+            error.into()
+        })
+    }
+}
+
+impl RaftStateMachine<TC> for StateMachine {
+    type SnapshotData = SnapshotData;
+    type SnapshotBuilder = Self;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        let machine = self.shared.read();
+        Ok((machine.applied, machine.membership.clone()))
+    }
+
+    async fn apply<S>(&mut self, entries: S) -> io::Result<()>
+    where
+        S: Stream<Item = io::Result<EntryResponder<TC>>> + Unpin + OptionalSend,
+    {
+        let mut batches = entries.ready_chunks(APPLY_BATCH);
+        while let Some(batch) = batches.next().await {
+            let mut replies = Vec::with_capacity(batch.len());
+            let index = {
+                let mut machine = self.shared.write();
+                for item in batch {
+                    let (entry, responder) = item?;
+                    let reply = self.checked(self.shared.apply_one(&mut machine, entry.log_id, entry.payload))?;
+                    if let Some(responder) = responder {
+                        replies.push((responder, reply));
+                    }
+                }
+                machine.applied_index()
+            };
+            self.shared.applied.send_replace(index);
+            for (responder, reply) in replies {
+                responder.send(reply);
+            }
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> io::Result<()> {
+        let machine = self.checked(super::snapshots::decode_machine(meta, &snapshot))?;
+        let installed = self.store.write_snapshot(meta, snapshot).await;
+        self.checked(installed)?;
+        self.shared.replace(machine);
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
+        self.checked(self.store.current_snapshot())
+    }
+}
+
+impl RaftSnapshotBuilder<TC> for StateMachine {
+    type SnapshotData = SnapshotData;
+
+    async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
+        // A copy, since encoding takes longer than entries may wait for the lock.
+        let (meta, state) = {
+            let machine = self.shared.read();
+            let meta = SnapshotMeta { last_log_id: machine.applied, last_membership: machine.membership.clone() };
+            (meta, machine.state.clone())
+        };
+        let snapshot = super::snapshots::encode_state(&state, CaKeys::With).await;
+        drop(state);
+        let written = self.store.write_snapshot(&meta, snapshot.clone()).await;
+        self.checked(written)?;
+        Ok(Snapshot { meta, snapshot })
+    }
+}

@@ -1,0 +1,218 @@
+//! Everything durable of the ledger on this node: log, vote and snapshot in one redb database.
+//!
+//! What a peer or client may rely on is synced before it is promised: appended entries, votes, truncations, purges and
+//! snapshots commit with `Durability::Immediate`. The state itself is never on disk: a restart loads the snapshot and
+//! replays the committed entries, so there is one path for both.
+//!
+//! A record that fails its checksum is named and refused; nothing is skipped. Commits run inline: a thread for them
+//! would break replay in the simulator, and openraft batches what arrives meanwhile into the next commit.
+
+mod log;
+mod machine;
+mod snapshots;
+#[cfg(test)]
+mod suite;
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use fabric::seams::{Disk, open_database};
+use fabric::wire::{self, WireError};
+use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use thiserror::Error;
+
+use crate::codec::{FormatV1, LogIdV1, VoteV1};
+use crate::tuning::DATABASE_CACHE_BYTES;
+use crate::types::{LogId, Vote};
+
+pub(crate) use log::LogStore;
+pub use machine::AppliedEntry;
+pub(crate) use machine::{Shared, StateMachine};
+
+/// The database's name in the data directory.
+pub(crate) const FILE: &str = "ledger.redb";
+/// Version of the database's layout that this program writes.
+const FORMAT: u32 = 1;
+
+const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
+const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
+const CHUNKS: TableDefinition<(u64, u32), &[u8]> = TableDefinition::new("snapshot");
+
+const KEY_FORMAT: &str = "format";
+const KEY_VOTE: &str = "vote";
+const KEY_COMMITTED: &str = "committed";
+const KEY_PURGED: &str = "purged";
+const KEY_SNAPSHOT: &str = "snapshot";
+
+/// Why the ledger's database cannot be used.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// The file cannot be opened or is no database.
+    #[error("the ledger's file {file} cannot be opened: {source}")]
+    Open {
+        /// File in the data directory.
+        file: &'static str,
+        /// Why.
+        source: Box<redb::Error>,
+    },
+    /// Written by a later program.
+    #[error("the ledger's file {file} has format {found}, this program knows {FORMAT}: upgrade this node")]
+    Newer {
+        /// File in the data directory.
+        file: &'static str,
+        /// Its format.
+        found: u32,
+    },
+    /// A record is damaged. It is refused rather than skipped: the entries behind it would be applied to a state that
+    /// no other node has.
+    #[error(
+        "{what} in the ledger's file {file} is damaged ({cause}): this node cannot go on with it; \
+         remove the node and let it join anew, or restore the file"
+    )]
+    Damaged {
+        /// File in the data directory.
+        file: &'static str,
+        /// Which record.
+        what: String,
+        /// What is wrong with it.
+        cause: String,
+    },
+    /// An entry that this program does not understand. It is not skipped, for the same reason.
+    #[error("entry {index} of the ledger is beyond this program ({cause}): upgrade this node")]
+    Unknown {
+        /// Its index.
+        index: u64,
+        /// What is not understood.
+        cause: String,
+    },
+    /// Reading or writing failed.
+    #[error("the ledger's file {file} failed while {action}: {source}")]
+    Disk {
+        /// File in the data directory.
+        file: &'static str,
+        /// What was being done.
+        action: &'static str,
+        /// Why.
+        source: Box<redb::Error>,
+    },
+}
+
+impl From<StoreError> for io::Error {
+    fn from(error: StoreError) -> Self {
+        io::Error::other(error.to_string())
+    }
+}
+
+/// Tags redb's errors with what was being done.
+trait During<T> {
+    fn during(self, action: &'static str) -> Result<T, StoreError>;
+}
+
+impl<T, E: Into<redb::Error>> During<T> for Result<T, E> {
+    fn during(self, action: &'static str) -> Result<T, StoreError> {
+        self.map_err(|error| StoreError::Disk { file: FILE, action, source: Box::new(error.into()) })
+    }
+}
+
+fn damaged(what: impl Into<String>, cause: impl ToString) -> StoreError {
+    StoreError::Damaged { file: FILE, what: what.into(), cause: cause.to_string() }
+}
+
+/// The open database and what is kept of it in memory. Clones share both.
+#[derive(Clone)]
+pub(crate) struct Store {
+    database: Arc<Database>,
+    memory: Arc<Mutex<log::Memory>>,
+    generation: Arc<AtomicU64>,
+}
+
+impl Store {
+    /// Opens or makes the database, and verifies every record of the log.
+    pub(crate) fn open(disk: &dyn Disk) -> Result<Self, StoreError> {
+        let database = open_database(disk, FILE, DATABASE_CACHE_BYTES, prepare)
+            .map_err(|source| StoreError::Open { file: FILE, source: Box::new(source) })?;
+        let store = Store { database: Arc::new(database), memory: Arc::default(), generation: Arc::default() };
+        store.check_format()?;
+        let vote = store.meta::<VoteV1>(KEY_VOTE)?.map(Vote::from);
+        let committed = store.meta::<LogIdV1>(KEY_COMMITTED)?.map(LogId::from);
+        let purged = store.meta::<LogIdV1>(KEY_PURGED)?.map(LogId::from);
+        *store.memory() = log::Memory::new(vote, committed, purged);
+        store.verify_log()?;
+        store.discard_unfinished_snapshots()?;
+        Ok(store)
+    }
+
+    fn check_format(&self) -> Result<(), StoreError> {
+        let read = self.database.begin_read().during("reading its format")?;
+        let table = read.open_table(META).during("reading its format")?;
+        let value = table.get(KEY_FORMAT).during("reading its format")?;
+        let frame = value.ok_or_else(|| damaged("the format record", "it is missing"))?;
+        match wire::decode::<FormatV1>(frame.value()) {
+            Ok(format) if format.version == FORMAT => Ok(()),
+            Ok(format) => Err(StoreError::Newer { file: FILE, found: format.version }),
+            Err(WireError::Type { found_version, .. }) => {
+                Err(StoreError::Newer { file: FILE, found: found_version.into() })
+            }
+            Err(cause) => Err(damaged("the format record", cause)),
+        }
+    }
+
+    fn memory(&self) -> MutexGuard<'_, log::Memory> {
+        // Memory is replaced value by value after a commit, so a panicking holder cannot have left it half-changed.
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One transaction.
+    fn write<T>(
+        &self,
+        action: &'static str,
+        change: impl FnOnce(&WriteTransaction) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let mut transaction = self.database.begin_write().during(action)?;
+        transaction.set_durability(Durability::Immediate).during(action)?;
+        let out = change(&transaction)?;
+        transaction.commit().during(action)?;
+        Ok(out)
+    }
+
+    /// The record under `key`.
+    fn meta<T>(&self, key: &'static str) -> Result<Option<T>, StoreError>
+    where
+        T: wire::Record,
+        T::Archived: for<'a> rkyv::bytecheck::CheckBytes<rkyv::api::high::HighValidator<'a, rkyv::rancor::Error>>
+            + rkyv::Deserialize<T, rkyv::api::high::HighDeserializer<rkyv::rancor::Error>>,
+    {
+        let read = self.database.begin_read().during("reading a record")?;
+        let table = read.open_table(META).during("reading a record")?;
+        let Some(frame) = table.get(key).during("reading a record")? else { return Ok(None) };
+        match wire::decode(frame.value()) {
+            Ok(record) => Ok(Some(record)),
+            Err(cause) => Err(damaged(format!("the record {key:?}"), cause)),
+        }
+    }
+
+    fn next_generation(&self) -> u64 {
+        self.generation.fetch_add(1, Ordering::Relaxed) + 1
+    }
+}
+
+/// Makes the tables, and the format record of a new database.
+fn prepare(database: &Database) -> Result<(), redb::Error> {
+    let transaction = database.begin_write()?;
+    {
+        let mut meta = transaction.open_table(META)?;
+        transaction.open_table(LOG)?;
+        transaction.open_table(CHUNKS)?;
+        if meta.get(KEY_FORMAT)?.is_none() {
+            meta.insert(KEY_FORMAT, wire::encode(&FormatV1 { version: FORMAT }).as_slice())?;
+        }
+    }
+    Ok(transaction.commit()?)
+}
+
+fn put<T: wire::Record>(transaction: &WriteTransaction, key: &'static str, record: &T) -> Result<(), StoreError> {
+    let mut meta = transaction.open_table(META).during("writing a record")?;
+    meta.insert(key, wire::encode(record).as_slice()).during("writing a record")?;
+    Ok(())
+}

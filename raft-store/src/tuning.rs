@@ -1,0 +1,80 @@
+//! Bounds of the ledger beyond those in [`fabric::limits`].
+
+use std::time::Duration;
+
+use openraft::{Config, SnapshotPolicy};
+
+/// redb's page cache.
+pub(crate) const DATABASE_CACHE_BYTES: usize = 8 << 20;
+/// Newest log entries kept in memory, for replication and apply.
+pub(crate) const LOG_TAIL_BYTES: usize = 4 << 20;
+/// Log entries read at once, and so the size of one append to a follower.
+pub(crate) const READ_BYTES: usize = 1 << 20;
+/// Entries of one append to a follower.
+pub(crate) const APPEND_ENTRIES_MAX: u64 = 4_096;
+/// Entries applied under one hold of the state's lock.
+pub(crate) const APPLY_BATCH: usize = 256;
+/// Largest snapshot that is received.
+pub(crate) const SNAPSHOT_BYTES_MAX: u64 = 1 << 30;
+/// Entries between snapshots.
+pub(crate) const SNAPSHOT_EVERY: u64 = 20_000;
+/// Entries kept behind a snapshot, so that a follower that was away briefly needs none.
+pub(crate) const LOG_KEPT: u64 = 10_000;
+/// A leader speaks to its followers this often.
+pub(crate) const HEARTBEAT: Duration = Duration::from_millis(100);
+/// A follower stands for election this long after its leader's lease ended, at least.
+pub(crate) const ELECTION_MIN: Duration = Duration::from_millis(200);
+/// The same, at most; also the length of a leader's lease.
+pub(crate) const ELECTION_MAX: Duration = Duration::from_millis(350);
+/// Deadline of an append that carries entries: the follower syncs them to its disk first.
+pub(crate) const APPEND_TIMEOUT: Duration = Duration::from_millis(500);
+/// Deadline of sending and installing one piece of a snapshot.
+pub(crate) const SNAPSHOT_PART_TIMEOUT: Duration = Duration::from_secs(10);
+/// Applied entries that a slow subscriber may lag behind before it loses some.
+pub(crate) const APPLIED_BACKLOG: usize = 4_096;
+/// Writes that wait to be forwarded.
+pub(crate) const FORWARD_QUEUE: usize = 4_096;
+/// Requests with forwarded writes on their way at once.
+pub(crate) const FORWARDS_IN_FLIGHT: usize = 4;
+/// Writes in one such request.
+pub(crate) const FORWARD_BATCH: usize = 256;
+/// Bytes in one such request.
+pub(crate) const FORWARD_BYTES: usize = 1 << 20;
+/// How long such a request may take. Callers wait longer, and send it again.
+pub(crate) const FORWARD_TIMEOUT: Duration = Duration::from_secs(3);
+/// Pause before a write is tried again, at first.
+pub(crate) const RETRY_MIN: Duration = Duration::from_millis(10);
+/// The same, at most.
+pub(crate) const RETRY_MAX: Duration = Duration::from_millis(200);
+/// How long a linearizable read may take.
+pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(5);
+/// Deadline of one request for a read index.
+pub(crate) const READ_INDEX_TIMEOUT: Duration = Duration::from_secs(1);
+/// A member that has not heard a leader for so long takes itself for cut off.
+pub(crate) const CUT_OFF: Duration = Duration::from_secs(3);
+/// The leader looks at the members' list this often.
+pub(crate) const VOTERS_PERIOD: Duration = Duration::from_millis(250);
+/// A follower that lacks at most so many entries has caught up.
+pub(crate) const CATCH_UP_ENTRIES: u64 = 256;
+/// Deadline of one change of members.
+pub(crate) const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// openraft's configuration. A leader that dies is replaced within about 0.6 s: its lease (`ELECTION_MAX`) ends, then the
+/// first follower's election time does.
+pub(crate) fn raft() -> Config {
+    Config {
+        cluster_name: "smartnode".into(),
+        heartbeat_interval: HEARTBEAT.as_millis() as u64,
+        election_timeout_min: ELECTION_MIN.as_millis() as u64,
+        election_timeout_max: ELECTION_MAX.as_millis() as u64,
+        install_snapshot_timeout: SNAPSHOT_PART_TIMEOUT.as_millis() as u64,
+        max_payload_entries: APPEND_ENTRIES_MAX,
+        replication_lag_threshold: LOG_KEPT,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
+        max_in_snapshot_log_to_keep: LOG_KEPT,
+        purge_batch_size: 256,
+        enable_pre_vote: Some(true),
+        backoff: "20ms 50ms 100ms ...500ms".into(),
+        ..Config::default()
+    }
+}
