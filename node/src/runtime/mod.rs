@@ -1,8 +1,22 @@
 //! The kernel's seam: running machines.
 //!
-//! [`Runtime`] is what the reconciler, moves and the admin port see. `container` is the real one (namespaces, cgroups,
+//! [`Runtime`] is what the reconciler, moves and the admin port see. [`container`] is the real one (namespaces, cgroups,
 //! a supervisor process per machine); the simulator has a fake one. Nothing here decides *whether* a machine should run:
 //! that is `reconcile`, from the ledger's records. Nothing here knows images or networks: a launch names a directory.
+
+mod cgroup;
+mod confine;
+pub mod container;
+mod lease;
+mod limits;
+mod line;
+mod policy;
+pub mod preflight;
+mod process;
+mod record;
+mod rootfs;
+pub mod supervisor;
+mod sys;
 
 use std::fmt::{self, Debug};
 use std::io;
@@ -163,7 +177,7 @@ pub struct ExecStream {
     pub stdout: Box<dyn AsyncRead + Send + Unpin>,
     /// Its standard error.
     pub stderr: Box<dyn AsyncRead + Send + Unpin>,
-    /// Its exit code, or 128 + signal. An error means that the machine ended under it.
+    /// Its exit code, or 128 + signal (137 when the machine ended under it).
     pub exit: oneshot::Receiver<i32>,
 }
 

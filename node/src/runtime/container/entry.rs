@@ -1,0 +1,326 @@
+//! What the daemon knows of each machine: its launch and what its supervisor last said.
+#![expect(clippy::disallowed_methods, reason = "machines' directories hold mounts and sockets: no seam fits them")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use fabric::ids::MachineId;
+use fabric::model::{MachineState, MachineStatus};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::client::{Feed, dial};
+use super::{io_error, machine_dir};
+use crate::runtime::cgroup::{Host, Usage};
+use crate::runtime::limits::{CONTROL_TIMEOUT, KILL_TIMEOUT};
+use crate::runtime::line::StatusLine;
+use crate::runtime::process::Process;
+use crate::runtime::record::{ENDED, LAUNCH, LaunchRecord, PID};
+use crate::runtime::{Observed, RuntimeError};
+
+/// What was last seen of a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// Its status.
+    pub line: StatusLine,
+    /// Its supervisor lives.
+    pub up: bool,
+}
+
+#[derive(Debug)]
+struct Entry {
+    /// None when its record is damaged.
+    launch: Option<LaunchRecord>,
+    seen: watch::Sender<Seen>,
+}
+
+/// Everything that the runtime's tasks share.
+#[derive(Debug)]
+pub struct Shared {
+    data: PathBuf,
+    /// Prefix of everything that this node makes on the host.
+    pub prefix: String,
+    /// Control groups of this host.
+    pub host: Host,
+    /// Counts changes.
+    pub changed: watch::Sender<u64>,
+    entries: Mutex<BTreeMap<MachineId, Entry>>,
+}
+
+impl Shared {
+    /// Knows no machine yet.
+    pub fn new(data: PathBuf, prefix: String, host: Host) -> Arc<Self> {
+        let entries = Mutex::new(BTreeMap::new());
+        Arc::new(Shared { data, prefix, host, changed: watch::Sender::new(0), entries })
+    }
+
+    /// Where machines are.
+    pub fn machines(&self) -> PathBuf {
+        self.data.join("machines")
+    }
+
+    /// Where disks are kept aside.
+    pub fn quarantine(&self) -> PathBuf {
+        self.data.join("quarantine")
+    }
+
+    /// The directory of a machine.
+    pub fn dir(&self, id: MachineId) -> PathBuf {
+        machine_dir(&self.data, id)
+    }
+
+    /// Never held across an await. A panic under it leaves whole entries, so its poison is no news.
+    fn entries(&self) -> MutexGuard<'_, BTreeMap<MachineId, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn bump(&self) {
+        self.changed.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// Adds or replaces a machine.
+    pub fn insert(&self, launch: LaunchRecord, line: StatusLine, up: bool) -> watch::Receiver<Seen> {
+        let id = launch.id;
+        self.put(id, Some(launch), Seen { line, up })
+    }
+
+    fn put(&self, id: MachineId, launch: Option<LaunchRecord>, seen: Seen) -> watch::Receiver<Seen> {
+        let sender = watch::Sender::new(seen);
+        let receiver = sender.subscribe();
+        self.entries().insert(id, Entry { launch, seen: sender });
+        self.bump();
+        receiver
+    }
+
+    /// Drops a machine whose directory is gone.
+    pub fn forget(&self, id: MachineId) {
+        self.entries().remove(&id);
+        self.bump();
+    }
+
+    /// Follows what is seen of a machine.
+    pub fn watch(&self, id: MachineId) -> Result<watch::Receiver<Seen>, RuntimeError> {
+        self.entries().get(&id).map(|entry| entry.seen.subscribe()).ok_or(RuntimeError::NotFound(id))
+    }
+
+    /// What was last seen of a machine.
+    pub fn seen(&self, id: MachineId) -> Result<Seen, RuntimeError> {
+        self.entries().get(&id).map(|entry| entry.seen.borrow().clone()).ok_or(RuntimeError::NotFound(id))
+    }
+
+    /// The epoch that it was last prepared for.
+    pub fn epoch(&self, id: MachineId) -> Option<u64> {
+        self.entries().get(&id)?.launch.as_ref().map(|launch| launch.epoch)
+    }
+
+    /// An error that says what the machine is doing instead.
+    pub fn wrong_state(&self, id: MachineId, hint: &str) -> RuntimeError {
+        match self.seen(id) {
+            Ok(seen) => {
+                let state = format!("{:?}", seen.line.shown_state()).to_lowercase();
+                RuntimeError::State { id, state, hint: hint.to_owned() }
+            }
+            Err(error) => error,
+        }
+    }
+
+    /// Notes a deadline that the supervisor has taken; no news to anybody.
+    pub fn set_deadline(&self, id: MachineId, deadline: Duration) {
+        if let Some(entry) = self.entries().get(&id) {
+            entry.seen.send_if_modified(|seen| {
+                seen.line.deadline = seen.line.deadline.max(Some(deadline));
+                false
+            });
+        }
+    }
+
+    /// Takes the supervisor's word until it ends, then looks at what it left.
+    pub fn listen(self: &Arc<Self>, id: MachineId, mut feed: Feed) {
+        let shared = Arc::clone(self);
+        tokio::spawn(async move {
+            loop {
+                while let Some(line) = feed.next().await {
+                    if let Ok(line) = line.parse::<StatusLine>() {
+                        shared.update(id, |seen| seen.line = line);
+                    }
+                }
+                // It cuts off who does not listen, as a daemon that was paused: that is not its end.
+                let Some((again, line)) = shared.reach(id).await else { break };
+                shared.update(id, |seen| seen.line = line);
+                feed = again;
+            }
+            shared.ended(id).await;
+        });
+    }
+
+    fn update(&self, id: MachineId, change: impl FnOnce(&mut Seen)) {
+        if let Some(entry) = self.entries().get(&id) {
+            entry.seen.send_modify(change);
+        }
+        self.bump();
+    }
+
+    /// The supervisor is gone. If it did not say how, it was killed, and its machine with it.
+    async fn ended(&self, id: MachineId) {
+        let last = self.last_line(id);
+        if let Err(error) = self.bury(id).await {
+            tracing::warn!(machine = ?id, %error, "remains of a machine");
+        }
+        self.update(id, |seen| {
+            seen.up = false;
+            if let Some(last) = last {
+                seen.line = last;
+            } else if seen.line.state != MachineState::Failed {
+                seen.line = died(seen.line.restarts);
+            }
+        });
+    }
+
+    fn last_line(&self, id: MachineId) -> Option<StatusLine> {
+        fs::read_to_string(self.dir(id).join(ENDED)).ok()?.trim_end().parse().ok()
+    }
+
+    /// Kills and removes what a dead supervisor left: its parent-death signal has reached pid 1, but a frozen process dies
+    /// only when it is thawed.
+    pub async fn bury(&self, id: MachineId) -> Result<(), RuntimeError> {
+        self.bury_group(&id.to_string()).await
+    }
+
+    /// See [`Shared::bury`]; by the name of the control group.
+    pub async fn bury_group(&self, name: &str) -> Result<(), RuntimeError> {
+        let group = self.host.group(&self.prefix, name);
+        let remove = async {
+            loop {
+                match group.remove() {
+                    Ok(()) => return,
+                    Err(_) => group.kill(),
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        if timeout(KILL_TIMEOUT, remove).await.is_err() {
+            let result = group.remove();
+            return result.map_err(io_error(format!("remove the control group of machine {name}")));
+        }
+        Ok(())
+    }
+
+    /// Finds machines that are on disk and not known yet: at the start of a daemon, all of them.
+    pub async fn adopt(self: &Arc<Self>) -> Result<(), RuntimeError> {
+        let dir = self.machines();
+        let listing = fs::read_dir(&dir).map_err(io_error(format!("list {}", dir.display())))?;
+        let ids: Vec<MachineId> = listing
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .filter(|id| !self.entries().contains_key(id))
+            .collect();
+        for id in ids {
+            self.adopt_one(id).await;
+        }
+        Ok(())
+    }
+
+    async fn adopt_one(self: &Arc<Self>, id: MachineId) {
+        let record = fs::read(self.dir(id).join(LAUNCH)).ok();
+        let launch = record.and_then(|bytes| fabric::wire::decode::<LaunchRecord>(&bytes).ok());
+        if let Some((feed, line)) = self.reach(id).await {
+            self.put(id, launch, Seen { line, up: true });
+            self.listen(id, feed);
+            return;
+        }
+        // One that lives and does not answer must not wake up later beside a successor.
+        if let Some(process) = self.supervisor(id).filter(|process| process.lives()) {
+            tracing::warn!(machine = ?id, pid = process.pid, "a supervisor does not answer: killed");
+            let _ = nix::sys::signal::kill(process.nix(), nix::sys::signal::Signal::SIGKILL);
+        }
+        if let Err(error) = self.bury(id).await {
+            tracing::warn!(machine = ?id, %error, "remains of a machine");
+        }
+        let line = match (&launch, self.last_line(id)) {
+            (None, _) => StatusLine::down(MachineState::Failed, Some("its launch record is missing or damaged".into())),
+            (_, Some(line)) => line,
+            (_, None) if self.dir(id).join(PID).exists() => died(0),
+            // Prepared and never started.
+            (_, None) => StatusLine::down(MachineState::Stopped, None),
+        };
+        self.put(id, launch, Seen { line, up: false });
+    }
+
+    fn supervisor(&self, id: MachineId) -> Option<Process> {
+        Process::parse(&fs::read_to_string(self.dir(id).join(PID)).ok()?)
+    }
+
+    /// Connects to a supervisor that a former daemon started, and makes sure that it is the one.
+    async fn reach(&self, id: MachineId) -> Option<(Feed, StatusLine)> {
+        let dir = self.dir(id);
+        let process = self.supervisor(id).filter(|process| process.lives())?;
+        let reach = async {
+            let mut feed = Feed::ask(dial(&dir).await.ok()?).await.ok()?;
+            if feed.peer_pid() != Some(process.pid) {
+                return None;
+            }
+            let line = feed.next().await?.parse().ok()?;
+            Some((feed, line))
+        };
+        timeout(CONTROL_TIMEOUT, reach).await.ok()?
+    }
+
+    /// Names of machines whose supervisors live.
+    pub fn up(&self) -> Vec<String> {
+        self.entries().iter().filter(|(_, entry)| entry.seen.borrow().up).map(|(id, _)| id.to_string()).collect()
+    }
+
+    /// Every machine.
+    pub fn observed(&self) -> Vec<Observed> {
+        let ids: Vec<MachineId> = self.entries().keys().copied().collect();
+        ids.into_iter().filter_map(|id| self.observe(id)).collect()
+    }
+
+    fn observe(&self, id: MachineId) -> Option<Observed> {
+        let status = self.status(id).ok()?;
+        let entries = self.entries();
+        let entry = entries.get(&id)?;
+        let line = entry.seen.borrow().line.clone();
+        let launch = entry.launch.as_ref();
+        Some(Observed {
+            id,
+            epoch: launch.map_or(0, |launch| launch.epoch),
+            requested_restarts: launch.map_or(0, |launch| launch.requested_restarts),
+            exclusive: launch.is_some_and(|launch| launch.spec.exclusive),
+            frozen: line.frozen,
+            lease_deadline: line.deadline,
+            status,
+        })
+    }
+
+    /// The status of a machine with its use of CPU and memory now.
+    pub fn status(&self, id: MachineId) -> Result<MachineStatus, RuntimeError> {
+        let Seen { line, up } = self.seen(id)?;
+        let group = self.host.group(&self.prefix, &id.to_string());
+        let usage = if up { group.usage() } else { Usage::default() };
+        Ok(MachineStatus {
+            id,
+            epoch: self.epoch(id).unwrap_or(0),
+            state: line.shown_state(),
+            pid: line.pid,
+            started_ms: line.started_ms,
+            restarts: line.restarts,
+            exit_code: line.exit_code,
+            reason: line.reason,
+            cpu_micros: usage.cpu_micros,
+            memory_bytes: usage.memory_bytes,
+            memory_floor: self.host.memory_floor().to_owned(),
+        })
+    }
+}
+
+/// A machine whose supervisor was killed.
+fn died(restarts: u32) -> StatusLine {
+    let mut line =
+        StatusLine::down(MachineState::Failed, Some("its supervisor was killed, and the machine with it".into()));
+    line.exit_code = Some(128 + libc::SIGKILL);
+    line.restarts = restarts;
+    line
+}
