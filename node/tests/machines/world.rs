@@ -1,5 +1,4 @@
 //! A node's runtime in a temporary directory, and an image made of this host's shell. Cleans up after a failure too.
-#![expect(clippy::disallowed_methods, reason = "tests work with real files")]
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -157,15 +156,14 @@ impl World {
         below.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
     }
 
-    /// Processes that hold this world's directory as their root's or by a mount: supervisors and their machines.
+    /// Processes of this world: machines' by their control group, supervisors by their working directory.
     pub fn processes(&self) -> Vec<String> {
-        let wanted = self.temporary.path().to_str().unwrap().to_owned();
         let mut found = vec![];
         for entry in fs::read_dir("/proc").unwrap().flatten() {
             let path = entry.path();
             let cwd = fs::read_link(path.join("cwd")).unwrap_or_default();
-            let mounts = fs::read_to_string(path.join("mountinfo")).unwrap_or_default();
-            if cwd.starts_with(&wanted) || mounts.contains(&wanted) {
+            let groups = fs::read_to_string(path.join("cgroup")).unwrap_or_default();
+            if cwd.starts_with(self.temporary.path()) || groups.contains(&self.prefix()) {
                 let name = fs::read_to_string(path.join("cmdline")).unwrap_or_default();
                 found.push(format!("{}: {}", path.display(), name.replace('\0', " ")));
             }
@@ -188,19 +186,19 @@ impl Drop for World {
                 let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
             }
         }
-        for group in self.groups() {
-            let _ = fs::write(group.join("freezer.state"), "THAWED");
-            for pid in fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default().lines() {
-                let pid = nix::unistd::Pid::from_raw(pid.parse().unwrap_or(i32::MAX));
-                let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
-            }
-            for _ in 0..1000 {
-                if fs::remove_dir(&group).is_ok() {
-                    break;
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while std::time::Instant::now() < deadline && !self.groups().is_empty() {
+            for group in self.groups() {
+                for pid in fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default().lines() {
+                    let pid = nix::unistd::Pid::from_raw(pid.parse().unwrap_or(i32::MAX));
+                    let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
                 }
-                std::thread::yield_now();
+                let _ = fs::write(group.join("freezer.state"), "THAWED");
+                if fs::remove_dir(&group).is_err() {
+                    std::thread::yield_now();
+                }
+                let _ = group.parent().map(fs::remove_dir);
             }
-            let _ = group.parent().map(fs::remove_dir);
         }
     }
 }
