@@ -53,6 +53,23 @@ async fn frozen_by_order_it_stands_still_until_thawed() {
 
 #[tokio::test]
 #[ignore = "needs root and namespaces"]
+async fn what_forks_without_end_is_frozen_all_the_same() {
+    let world = World::new();
+    let id = world.start(&world.script(1, "while true; do (sleep 0.001 &); id > /dev/null; done")).await;
+    for _ in 0..100 {
+        world.runtime.freeze(id).await.unwrap();
+        world.runtime.thaw(id).await.unwrap();
+    }
+    for n in 2..30 {
+        // At once after the start, while the program is still forking for the first time.
+        let id = world.start(&world.script(n, "sleep 60")).await;
+        world.runtime.freeze(id).await.unwrap();
+        world.runtime.destroy(id).await.unwrap();
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs root and namespaces"]
 async fn a_lease_that_runs_out_freezes_in_time_and_a_renewal_thaws() {
     let world = World::new();
     let launch = exclusive(&world, Duration::from_millis(2_200));

@@ -82,8 +82,10 @@ async fn restart_policies_are_kept_and_counted() {
     let mut launch = world.script(1, "echo run; exit 5");
     launch.spec.restart = Restart::OnFailure;
     let id = world.start(&launch).await;
-    until("three restarts", || futures_util::FutureExt::now_or_never(world.runtime.status(id)).unwrap().unwrap().restarts >= 3)
-        .await;
+    until("three restarts", || {
+        futures_util::FutureExt::now_or_never(world.runtime.status(id)).unwrap().unwrap().restarts >= 3
+    })
+    .await;
     let status = world.runtime.status(id).await.unwrap();
     assert_eq!(status.exit_code, Some(5));
     world.runtime.stop(id, Duration::ZERO).await.unwrap();

@@ -38,7 +38,7 @@ pub trait Group: Debug + Send + Sync {
     /// # Errors
     /// When there is no such group.
     fn set_frozen(&self, frozen: bool) -> io::Result<()>;
-    /// Whether the kernel says that nothing in it runs.
+    /// Whether the kernel says that nothing in it runs, after a freeze was asked for; asks again if not.
     ///
     /// # Errors
     /// When there is no such group.

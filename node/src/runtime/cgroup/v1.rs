@@ -109,7 +109,12 @@ impl Group for V1 {
 
     fn is_frozen(&self) -> io::Result<bool> {
         // FREEZING becomes FROZEN when it is read and the last process has stopped.
-        Ok(std::fs::read_to_string(self.freezer.join("freezer.state"))?.trim() == "FROZEN")
+        let frozen = std::fs::read_to_string(self.freezer.join("freezer.state"))?.trim() == "FROZEN";
+        if !frozen {
+            // One that was just being forked may have missed it: asking again reaches it.
+            self.set_frozen(true)?;
+        }
+        Ok(frozen)
     }
 
     fn processes(&self) -> Vec<u32> {
