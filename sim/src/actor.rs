@@ -8,6 +8,7 @@ use fabric::seams::Seams;
 
 use crate::clock::HostClock;
 use crate::kernel::FakeRuntime;
+use crate::power::Supply;
 use crate::trace::Trace;
 
 /// A host, numbered from 1.
@@ -69,6 +70,15 @@ pub struct Boot {
     pub calm_us: u64,
     /// Its voice in the trace.
     pub recorder: Recorder,
+    /// Its power.
+    pub supply: Supply,
+}
+
+impl Boot {
+    /// Whether the host still has power: without it, failures are of no interest.
+    pub fn has_power(&self) -> bool {
+        self.supply.is_on()
+    }
 }
 
 /// The software under test. One value serves all hosts; what it keeps between boots of a host is the observer's

@@ -154,7 +154,17 @@ impl Host {
         let recorder = Recorder::new(around.trace.clone(), self.id, clock.clone());
         let runtime_seam = self.kernel.attach(seams.clock.clone(), supply.clone());
         let (number, hosts, calm_us) = (self.boots, around.hosts, around.calm_us);
-        let boot = Boot { host: self.id, number, hosts, seams, machines: runtime_seam, seed, calm_us, recorder };
+        let boot = Boot {
+            host: self.id,
+            number,
+            hosts,
+            seams,
+            machines: runtime_seam,
+            seed,
+            calm_us,
+            recorder,
+            supply: supply.clone(),
+        };
         around.trace.event(now_us, self.id, &format_args!("boots for the {number}. time"));
         within(&mut ambient, now_us, || {
             let _inside = runtime.enter();

@@ -14,7 +14,9 @@ use smartnode_sim::actor::Software;
 use smartnode_sim::ambient;
 use smartnode_sim::faults::Faults;
 use smartnode_sim::software::calls::Calls;
+use smartnode_sim::software::cluster::Cluster;
 use smartnode_sim::software::leaky::Leak;
+use smartnode_sim::software::ledger::Ledgers;
 use smartnode_sim::software::ping::{Ping, Pings};
 use smartnode_sim::trace::Trace;
 use smartnode_sim::world::{Config, World};
@@ -66,6 +68,8 @@ enum What {
     Ping,
     /// The fabric's transport alone
     Calls,
+    /// The ledger over the transport
+    Ledger,
     #[value(hide = true)]
     LeakWallClock,
     #[value(hide = true)]
@@ -85,15 +89,17 @@ impl Run {
     fn software(&self) -> anyhow::Result<Arc<dyn Software>> {
         Ok(match self.software {
             What::Ping => Arc::new(Pings(Arc::new(Ping::new(self.seed)?))),
-            What::Calls => {
-                let calm_us = Duration::from_secs(self.seconds).saturating_sub(CALM).as_micros() as u64;
-                Arc::new(Calls::new(self.seed, self.nodes, calm_us)?)
-            }
+            What::Calls => Arc::new(Calls::new(Cluster::new(self.seed, self.nodes)?, self.calm_us())),
+            What::Ledger => Arc::new(Ledgers::new(Cluster::new(self.seed, self.nodes)?, self.calm_us())),
             What::LeakWallClock => Arc::new(Leak::WallClock),
             What::LeakThread => Arc::new(Leak::Thread),
             What::LeakSocket => Arc::new(Leak::Socket),
             What::LeakFile => Arc::new(Leak::File),
         })
+    }
+
+    fn calm_us(&self) -> u64 {
+        Duration::from_secs(self.seconds).saturating_sub(CALM).as_micros() as u64
     }
 
     fn sink(&self) -> anyhow::Result<Option<Box<dyn Write + Send>>> {

@@ -1,5 +1,8 @@
-//! What can be run on the hosts.
+//! What can be run on the hosts: parts of the product, from the transport alone to whole nodes, and a control.
 
 pub mod calls;
+pub mod cluster;
+pub mod history;
 pub mod leaky;
+pub mod ledger;
 pub mod ping;

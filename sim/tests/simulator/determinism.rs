@@ -29,6 +29,11 @@ fn the_transport_replays_under_every_fault() {
 }
 
 #[test]
+fn the_ledger_replays_under_every_fault() {
+    twice("--software ledger --seconds 30 --nodes 3", 1..3);
+}
+
+#[test]
 fn traces_are_equal_line_for_line_and_logging_changes_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let trace = |name: &str, more: &str| {

@@ -23,3 +23,8 @@ fn pings_survive_a_swarm() {
 fn the_transport_survives_a_swarm() {
     swarm("--software calls --seconds 40 --nodes 4", 100..106);
 }
+
+#[test]
+fn the_ledger_survives_a_swarm() {
+    swarm("--software ledger --seconds 40 --nodes 3", 100..104);
+}
