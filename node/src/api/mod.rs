@@ -24,3 +24,6 @@ pub use handlers::streams::UPGRADE_PROTOCOL;
 pub use port::{AdminPort, PortConfig, PortError};
 pub use respond::PROBLEM_JSON;
 pub use router::{openapi, openapi_json};
+
+#[cfg(test)]
+mod tests;
