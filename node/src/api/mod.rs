@@ -26,4 +26,4 @@ pub use respond::PROBLEM_JSON;
 pub use router::{openapi, openapi_json};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

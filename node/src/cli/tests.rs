@@ -2,8 +2,10 @@
 
 use clap::{CommandFactory, Parser};
 
-use super::{Cli, CliError, Command, Exit};
+use super::session::Session;
+use super::{Cli, CliError, Command, Exit, client};
 use crate::api::failure::Failure;
+use crate::api::tests::Served;
 use crate::cli::args::{MachineCommand, NodeCommand};
 
 fn parse(line: &str) -> Result<Cli, clap::Error> {
@@ -121,4 +123,108 @@ fn an_error_is_its_cause_an_empty_line_and_the_next_command() {
     assert_eq!(error.exit, Exit::NotFound);
     assert_eq!(error.text(false), "error: there is no machine \"web\"\n\nhint: smartnode machine list\n");
     assert_eq!(error.text(true), "error: there is no machine \"web\"\n");
+}
+
+/// Types a line at a served fake node; its token is in a file, so that the test needs no root.
+async fn run(served: &Served, line: &str) -> Result<u8, CliError> {
+    let mut cli = parse(&format!("{line} --quiet --tenant acme")).unwrap();
+    cli.global.admin.get_or_insert(crate::api::client::Address::Unix(served.socket()));
+    let mut session = Session::new(cli.global)?;
+    if !line.contains("--admin") {
+        session.client = served.root();
+    }
+    client(session, cli.command).await
+}
+
+async fn exit(served: &Served, line: &str) -> Exit {
+    match run(served, line).await {
+        Ok(_) => Exit::Ok,
+        Err(error) => {
+            assert!(!error.cause.is_empty());
+            error.exit
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_exit_code_is_reached_by_the_command_that_should() {
+    let served = Served::new().await;
+    let tcp = served.port.tcp().unwrap();
+    for (line, code) in [
+        ("status", Exit::Ok),
+        ("machine create web --image http --memory 128MiB", Exit::Ok),
+        ("machine create web --image http", Exit::Conflict),
+        ("machine create Web --image http", Exit::Failed),
+        ("machine list -o name", Exit::Ok),
+        ("machine inspect web -o yaml", Exit::Ok),
+        ("machine inspect none", Exit::NotFound),
+        ("node inspect n9", Exit::NotFound),
+        ("node remove n1 --yes", Exit::Conflict),
+        ("node remove n1", Exit::Usage),
+        ("node remove n1 --yes --force", Exit::Ok),
+        ("token create --uses 3 -o json", Exit::Ok),
+        ("status --wait-tolerance 2 --timeout 100ms", Exit::Timeout),
+        ("machine stop web --wait --timeout 100ms", Exit::Timeout),
+        ("machine logs web --tail 3", Exit::Ok),
+        ("events -o json", Exit::Ok),
+        ("events --since 1", Exit::Failed),
+        ("image delete http --yes", Exit::Conflict),
+        ("tenant inspect acme", Exit::NotFound),
+        ("status --admin unix:/nonexistent/admin.sock", Exit::Unreachable),
+        (&format!("status --admin http://{tcp} --data-dir /nonexistent"), Exit::Denied),
+        ("status --token-file /nonexistent/token", Exit::Usage),
+        ("machine delete web --yes --dry-run", Exit::Ok),
+        ("machine delete web --yes --wait", Exit::Ok),
+        ("machine delete web --yes", Exit::NotFound),
+    ] {
+        assert_eq!(exit(&served, line).await, code, "{line}");
+    }
+}
+
+#[tokio::test]
+async fn waiting_ends_when_it_is_so_and_a_move_is_followed() {
+    let served = Served::new().await;
+    served.fake.add("web");
+    served.fake.observe("web", fabric::model::MachineState::Running, None);
+    assert_eq!(exit(&served, "machine start web --wait").await, Exit::Ok);
+    let moving = run(&served, "machine move web --to n2 --wait --timeout 10s");
+    let ending = async {
+        while served.fake.state.lock().unwrap().operation.is_none() {
+            tokio::task::yield_now().await;
+        }
+        served.fake.change(|state| {
+            let operation = state.operation.as_mut().unwrap();
+            operation.state = crate::api::backend::OperationState::Failed;
+            operation.error = Some(fabric::rpc::Refusal::new(raft_store::codes::CAPACITY, "n2 is full"));
+        });
+    };
+    let (moved, ()) = tokio::join!(moving, ending);
+    let error = moved.unwrap_err();
+    assert_eq!((error.exit, error.cause.as_str()), (Exit::Conflict, "n2 is full"));
+}
+
+#[tokio::test]
+async fn exec_ends_with_the_code_of_the_program() {
+    let served = Served::new().await;
+    served.fake.add("web");
+    // The fake's program ends with the number of its arguments, once its input has ended or at once without a terminal.
+    assert_eq!(run(&served, "machine exec none -- true").await.unwrap_err().exit, Exit::NotFound);
+    let path = "/v1/tenants/acme/machines/web/exec";
+    let mut session = Session::new(parse("status").unwrap().global).unwrap();
+    session.client = served.root();
+    let argv = ["a", "b", "c"].map(str::to_owned).to_vec();
+    assert_eq!(super::streams::exec(&mut session, path, argv).await.unwrap(), 3);
+}
+
+#[test]
+fn a_unit_is_written_where_told_and_removed_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let args = || super::args::UnitArgs { unit_dir: directory.path().to_owned() };
+    super::service::run(super::args::ServiceCommand::Install(args())).unwrap();
+    let unit = directory.path().join("smartnode.service");
+    assert!(unit.exists());
+    super::service::run(super::args::ServiceCommand::Install(args())).unwrap();
+    super::service::run(super::args::ServiceCommand::Uninstall(args())).unwrap();
+    super::service::run(super::args::ServiceCommand::Uninstall(args())).unwrap();
+    assert!(!unit.exists());
 }

@@ -1,7 +1,7 @@
 //! The port as clients meet it: a fake node behind a real unix socket and a real TCP port.
 
 mod documents;
-mod fake;
+pub mod fake;
 mod hostile;
 mod reads;
 mod streams;
@@ -38,7 +38,11 @@ impl Served {
     /// Root at the socket (tests run as root in the container; elsewhere the token makes up for it).
     pub fn root(&self) -> Client {
         let token = (!nix::unistd::geteuid().is_root()).then(|| fake::OPERATOR.to_owned());
-        Client::new(Address::Unix(self.directory.path().join("admin.sock")), token)
+        Client::new(Address::Unix(self.socket()), token)
+    }
+
+    pub fn socket(&self) -> std::path::PathBuf {
+        self.directory.path().join("admin.sock")
     }
 
     pub fn tcp(&self, token: Option<&str>) -> Client {
