@@ -60,3 +60,15 @@ pub const NOT_INITIALIZED: &str = "not-initialized";
 pub const INITIALIZED: &str = "already-initialized";
 /// The idempotency key was used for something else.
 pub const KEY_REUSED: &str = "idempotency-key-reused";
+/// This node does not lead; the refusal's value names who does, if it is known.
+pub const NOT_LEADER: &str = "not-leader";
+/// The leader grants no lease now.
+pub const NO_GRANT: &str = "no-grant";
+/// The owner's lease, planned absence or recent signs of life protect the machine.
+pub const LEASE_HELD: &str = "lease-held";
+/// The leader cannot judge leases yet.
+pub const LEASE_UNKNOWN: &str = "lease-unknown";
+/// This node is outside Raft and cannot tell.
+pub const SPARE: &str = "spare";
+/// This node's copy is older than what the asker has.
+pub const BEHIND: &str = "behind";

@@ -5,6 +5,7 @@
 mod codec;
 pub mod codes;
 pub mod command;
+pub mod feed;
 pub mod lease;
 pub mod ledger;
 pub mod limits;

@@ -50,6 +50,16 @@ pub(crate) const RETRY_MAX: Duration = Duration::from_millis(200);
 pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// Deadline of one request for a read index.
 pub(crate) const READ_INDEX_TIMEOUT: Duration = Duration::from_secs(1);
+/// Deadline of one renewal of a lease.
+pub(crate) const RENEW_TIMEOUT: Duration = Duration::from_millis(1_500);
+/// How long a voter holds a spare's question for news.
+pub(crate) const FEED_WAIT: Duration = Duration::from_secs(5);
+/// Deadline of one page, beyond the wait for news.
+pub(crate) const PAGE_TIMEOUT: Duration = Duration::from_secs(2);
+/// A copy of the whole state is made for spares at most this often, unless one needs a newer one.
+pub(crate) const FULL_COPY_EVERY: Duration = Duration::from_millis(250);
+/// Largest copy that a spare takes.
+pub(crate) const REPLICA_BYTES_MAX: u64 = 1 << 30;
 /// A member that has not heard a leader for so long takes itself for cut off.
 pub(crate) const CUT_OFF: Duration = Duration::from_secs(3);
 /// The leader looks at the members' list this often.

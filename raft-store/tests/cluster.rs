@@ -80,7 +80,6 @@ fn a_lost_leader_is_replaced_and_no_acknowledged_write_is_lost() {
                 cluster.read(at, |state| acknowledged.iter().filter(|name| !state.tenants.contains_key(name)).count());
             assert_eq!(missing, 0, "on host {at}");
         }
-        println!("slowest write over a leader's loss: {slowest:?}");
         assert!(slowest < Duration::from_secs(3), "{slowest:?}");
     });
 }

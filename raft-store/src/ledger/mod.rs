@@ -5,6 +5,8 @@
 //! held across an await, and nothing that a peer relies on is answered before it is on disk.
 
 mod error;
+mod feeding;
+mod leasing;
 mod messages;
 mod reading;
 mod serving;
@@ -16,9 +18,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
-use fabric::ids::NodeId;
+use fabric::ids::{Digest, NodeId};
 use fabric::rpc::{Router, Rpc};
-use fabric::seams::{Clock, Entropy, Seams, draw};
+use fabric::seams::{Clock, Disk, Entropy, Seams, draw};
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::RaftError;
 use openraft::metrics::RaftServerMetrics;
@@ -29,10 +31,12 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 pub use error::{LedgerError, StartError};
+pub use leasing::Renewal;
 pub use status::{LedgerStatus, Part};
 pub use writing::Applied;
 
 use crate::command::{Actor, Command};
+use crate::feed::{Blobs, Mine};
 use crate::network::{Network, Server};
 use crate::state::State;
 use crate::store::{AppliedEntry, LogStore, Shared, StateMachine, Store};
@@ -94,11 +98,34 @@ struct Inner {
     /// Whom to ask next when nobody is known to lead.
     turn: AtomicUsize,
     tasks: Mutex<JoinSet<()>>,
+    disk: Arc<dyn Disk>,
+    /// What a spare was told of the records that concern it.
+    view: watch::Sender<Arc<Mine>>,
+    /// A spare's copy of the whole state, for reads.
+    replica: Mutex<Option<Arc<Replica>>>,
+    fetching: Semaphore,
+    /// What is served to spares, page by page.
+    blobs: Mutex<Blobs>,
+    /// When a copy of the whole state was last made for spares, and its digest.
+    full: Mutex<Option<(Instant, Digest)>>,
+    /// The newest index that a reader here can see.
+    seen: watch::Sender<u64>,
+}
+
+/// A spare's copy of the state, without CA keys.
+struct Replica {
+    at: (u64, u64),
+    digest: Digest,
+    fetched: Instant,
+    state: Arc<State>,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
 struct Heard {
+    /// A leader's append.
     at: Option<Instant>,
+    /// A member's answer to this spare's feed.
+    feed: Option<Instant>,
     hint: Option<NodeId>,
 }
 
@@ -115,7 +142,7 @@ impl Registration {
         surroundings: Arc<dyn Surroundings>,
     ) -> Result<Ledger, StartError> {
         let store = Store::open(&*seams.disk)?;
-        let machine = StateMachine::load(store.clone())?;
+        let machine = StateMachine::load(store.clone(), seams.clock.clone())?;
         let shared = machine.shared.clone();
         let log = LogStore::new(store, shared.halt.clone());
         let network = Network::new(config.node, rpc.clone());
@@ -128,6 +155,8 @@ impl Registration {
             Some(reason) => StartError::Halted(reason),
             None => StartError::Halted(error.to_string()),
         })?;
+        let view = Mine::load(&*seams.disk, config.node).unwrap_or_default();
+        let seen = view.at.1.max(shared.read().applied_index());
         let (forward, queue) = mpsc::channel(FORWARD_QUEUE);
         let inner = Arc::new(Inner {
             me: config.node,
@@ -145,11 +174,21 @@ impl Registration {
             forwards: Arc::new(Semaphore::new(FORWARDS_IN_FLIGHT)),
             turn: AtomicUsize::new(0),
             tasks: Mutex::default(),
+            disk: seams.disk.clone(),
+            view: watch::Sender::new(Arc::new(view)),
+            replica: Mutex::default(),
+            fetching: Semaphore::new(1),
+            blobs: Mutex::default(),
+            full: Mutex::default(),
+            seen: watch::Sender::new(seen),
         });
         let weak = Arc::downgrade(&inner);
         inner.spawn(writing::forwarder(weak.clone(), queue));
         inner.spawn(status::watch_halt(weak.clone()));
         inner.spawn(voting::drive(weak.clone()));
+        inner.spawn(leasing::drive(weak.clone()));
+        inner.spawn(feeding::tell(weak.clone()));
+        inner.spawn(feeding::follow(weak.clone()));
         let _ = self.slot.set(weak);
         Ok(Ledger { inner })
     }
@@ -165,7 +204,15 @@ impl Ledger {
 
     /// Runs `look` on the state. It must be short: entries wait for it. On a spare, see [`Ledger::refresh`].
     pub fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
-        look(&self.inner.shared.read().state)
+        let replica = self.inner.replica().clone();
+        let machine = self.inner.shared.read();
+        match replica {
+            Some(copy) if copy.at > machine.at() => {
+                drop(machine);
+                look(&copy.state)
+            }
+            _ => look(&machine.state),
+        }
     }
 
     /// This node.
@@ -173,9 +220,9 @@ impl Ledger {
         self.inner.me
     }
 
-    /// The index of the last entry applied here, as it grows.
+    /// The newest index that [`Ledger::read`] or [`Ledger::mine`] show here, as it grows. A wake-up, not an order.
     pub fn changed(&self) -> watch::Receiver<u64> {
-        self.inner.shared.applied.subscribe()
+        self.inner.seen.subscribe()
     }
 
     /// Commands as they are applied here. A subscriber that lags too far behind is told how many it lost.
@@ -227,6 +274,27 @@ impl Inner {
 
     fn heard(&self) -> MutexGuard<'_, Heard> {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn heard_feed(&self) {
+        self.heard().feed = Some(Instant::now());
+    }
+
+    fn replica(&self) -> MutexGuard<'_, Option<Arc<Replica>>> {
+        self.replica.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn blobs(&self) -> MutexGuard<'_, Blobs> {
+        self.blobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something as new as `index` can be read here.
+    fn saw(&self, index: u64) {
+        self.seen.send_if_modified(|seen| {
+            let news = index > *seen;
+            *seen = index.max(*seen);
+            news
+        });
     }
 
     fn server_metrics(&self) -> RaftServerMetrics<TC> {

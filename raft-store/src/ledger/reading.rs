@@ -1,5 +1,7 @@
 //! Linearizable reads: the leader confirms that it leads, then this node waits until it has applied as much.
 
+use std::time::Duration;
+
 use fabric::rpc::{CallError, Peer, Refusal};
 use fabric::wire;
 use openraft::ReadPolicy;
@@ -7,7 +9,7 @@ use openraft::errors::{LinearizableReadError, RaftError};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::messages::{EmptyV1, READ_INDEX, ReadIndexV1};
-use super::{Inner, Ledger, LedgerError};
+use super::{Inner, Ledger, LedgerError, Part};
 use crate::codes;
 use crate::tuning::{READ_INDEX_TIMEOUT, READ_TIMEOUT, RETRY_MAX, RETRY_MIN};
 
@@ -19,15 +21,15 @@ impl Ledger {
     pub async fn linearizable(&self) -> Result<(), LedgerError> {
         let deadline = Instant::now() + READ_TIMEOUT;
         let index = self.inner.read_index(deadline).await?;
-        self.inner.wait_applied(index, deadline).await
+        self.inner.wait_visible(index, deadline).await
     }
 
-    /// Returns once this node has applied `index`.
+    /// Returns once [`Ledger::read`] shows everything up to `index` here.
     ///
     /// # Errors
     /// When that takes longer than 5 s, or the ledger has stopped.
     pub async fn wait_applied(&self, index: u64) -> Result<(), LedgerError> {
-        self.inner.wait_applied(index, Instant::now() + READ_TIMEOUT).await
+        self.inner.wait_visible(index, Instant::now() + READ_TIMEOUT).await
     }
 }
 
@@ -92,6 +94,13 @@ impl Inner {
             }
             Ok(Err(_)) | Err(_) => Err(None),
         }
+    }
+
+    async fn wait_visible(&self, index: u64, deadline: Instant) -> Result<(), LedgerError> {
+        if self.part() == Part::Spare && self.shared.read().applied_index() < index {
+            return self.refresh(Duration::MAX, index).await;
+        }
+        self.wait_applied(index, deadline).await
     }
 
     pub(super) async fn wait_applied(&self, index: u64, deadline: Instant) -> Result<(), LedgerError> {

@@ -5,13 +5,15 @@ use std::sync::Weak;
 use std::time::Duration;
 
 use fabric::ids::NodeId;
-use fabric::model::RaftRole;
+use fabric::model::{RaftRole, Role};
 use openraft::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver;
 
 use super::{Inner, Ledger};
+use crate::feed::LedgerMember;
 use crate::tuning::CUT_OFF;
 use crate::types::Member;
+use crate::voters;
 
 /// A node's part in Raft.
 pub type Part = RaftRole;
@@ -41,6 +43,8 @@ pub struct LedgerStatus {
     pub unreachable: Vec<NodeId>,
     /// How many more voters may fail before writes stop; none when they have stopped already.
     pub tolerance: Option<u32>,
+    /// The same for people: `losing n1 stops writes: add a third node`.
+    pub tolerance_words: String,
     /// How old this node's copy may be: time since a leader was last heard. None when it never was.
     pub staleness: Option<Duration>,
     /// Why this node's ledger stopped, if it did.
@@ -77,8 +81,12 @@ impl Inner {
         let leads = metrics.state.is_leader();
         // Copied out: a guard inside the expression below would live until its end.
         let heard = *self.heard();
+        let part = self.part();
+        if part == Part::Spare {
+            return self.spare_status(&alive, metrics.current_term);
+        }
         LedgerStatus {
-            part: self.part(),
+            part,
             leader: metrics.current_leader.map(|leader| leader.0).or(heard.hint),
             term: metrics.current_term,
             applied,
@@ -90,12 +98,63 @@ impl Inner {
             standbys: membership.learner_ids().map(|member| member.0).collect(),
             unreachable: self.unreachable_voters(),
             tolerance: tolerance(membership.get_joint_config(), &alive),
+            tolerance_words: {
+                let voters: Vec<NodeId> = membership.voter_ids().map(|member| member.0).collect();
+                self.tolerance_words(&voters, &alive)
+            },
             staleness: if leads {
                 let alone = membership.voter_ids().count() == 1;
                 if alone { Some(Duration::ZERO) } else { metrics.last_quorum_acked.map(|at| at.elapsed()) }
             } else {
                 heard.at.map(|at| at.elapsed())
             },
+            halted: self.halted(),
+        }
+    }
+
+    fn tolerance_words(&self, voters: &[NodeId], alive: &BTreeSet<NodeId>) -> String {
+        let replica = self.replica().clone();
+        let machine = self.shared.read();
+        let state = match &replica {
+            Some(copy) if copy.at > machine.at() => &*copy.state,
+            _ => &machine.state,
+        };
+        let name = |node: &NodeId| state.nodes.get(node).map_or_else(|| node.short(), |record| record.name.to_string());
+        let named: Vec<(String, bool)> = voters.iter().map(|node| (name(node), alive.contains(node))).collect();
+        let able = state.nodes.values().filter(|record| record.role == Role::Voter).count();
+        voters::tolerance(&named, able.max(voters.len())).words
+    }
+
+    /// What a spare was told.
+    fn spare_status(&self, alive: &BTreeSet<NodeId>, term: u64) -> LedgerStatus {
+        let view = self.view.borrow().clone();
+        let own = self.shared.read().at();
+        let heard = *self.heard();
+        let (voters, standbys): (Vec<NodeId>, Vec<NodeId>) = if view.at > own {
+            let (voters, standbys): (Vec<_>, Vec<_>) = view.members.iter().partition(|member| member.voter);
+            let ids = |members: Vec<&LedgerMember>| members.into_iter().map(|member| member.node).collect();
+            (ids(voters), ids(standbys))
+        } else {
+            let members = self.server_metrics().membership_config;
+            let ids = |members: &mut dyn Iterator<Item = Member>| members.map(|member| member.0).collect();
+            (ids(&mut members.voter_ids()), ids(&mut members.membership().learner_ids()))
+        };
+        let set = voters.iter().copied().map(Member).collect();
+        let (epoch, applied) = own.max(view.at);
+        LedgerStatus {
+            part: Part::Spare,
+            leader: heard.hint,
+            term,
+            applied,
+            committed: applied,
+            epoch,
+            unreachable: voters.iter().copied().filter(|node| !alive.contains(node)).collect(),
+            tolerance: tolerance(&[set], alive),
+            tolerance_words: self.tolerance_words(&voters, alive),
+            voters,
+            changing: false,
+            standbys,
+            staleness: heard.feed.max(heard.at).map(|at| at.elapsed()),
             halted: self.halted(),
         }
     }

@@ -19,11 +19,11 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::messages::{FORWARD, ForwardAnswerV1, ForwardV1, WriteAnswerV1};
-use super::{Inner, Ledger, LedgerError};
+use super::{Inner, Ledger, LedgerError, leasing};
 use crate::codes;
 use crate::command::{Actor, Command, Envelope, Outcome};
 use crate::tuning::{FORWARD_BATCH, FORWARD_BYTES, FORWARD_TIMEOUT, RETRY_MAX, RETRY_MIN};
-use crate::types::Proposal;
+use crate::types::{Proposal, TC};
 
 /// A write that was applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +41,13 @@ enum Attempt {
     NotLeader(Option<NodeId>),
     Unreachable,
     Unknown,
+}
+
+/// A command that is ready for the log.
+struct Sealed {
+    proposal: Proposal,
+    /// Term and owner, if it is a takeover: its application ends what its judgement began.
+    takeover: Option<(u64, NodeId)>,
 }
 
 /// A write on its way to the leader.
@@ -163,31 +170,38 @@ impl Inner {
         self.stamp.fetch_max(now, Ordering::Relaxed).max(now)
     }
 
-    /// Stamps and frames a command that this leader is about to propose.
-    fn seal(&self, mut envelope: Envelope) -> Result<Proposal, Refusal> {
-        self.admit(&envelope)?;
+    /// Judges, stamps and frames a command that this leader is about to propose.
+    fn seal(&self, mut envelope: Envelope) -> Result<Sealed, Refusal> {
+        self.admit(&mut envelope)?;
         envelope.at_ms = self.next_stamp();
-        Ok(Proposal(Bytes::from(wire::encode(&envelope))))
-    }
-
-    /// What only the leader can judge, before it proposes.
-    fn admit(&self, _envelope: &Envelope) -> Result<(), Refusal> {
-        Ok(())
+        let takeover = leasing::takeover_of(&envelope);
+        Ok(Sealed { proposal: Proposal(Bytes::from(wire::encode(&envelope))), takeover })
     }
 
     async fn propose(&self, envelope: Envelope, deadline: Instant) -> Result<Applied, Attempt> {
-        let proposal = self.seal(envelope).map_err(Attempt::Refused)?;
+        let Sealed { proposal, takeover } = self.seal(envelope).map_err(Attempt::Refused)?;
         let Ok(result) = timeout_at(deadline, self.raft.client_write(proposal)).await else {
             return Err(Attempt::Unknown);
         };
         match result {
             Ok(response) => applied(response.log_id.index, response.data),
-            Err(RaftError::APIError(error)) => Err(Attempt::from(error)),
+            Err(RaftError::APIError(error)) => Err(self.unproposed(error, takeover)),
             Err(RaftError::Fatal(error)) => {
                 self.shared.halt.because(error);
                 // It may be in the log of others already.
                 Err(Attempt::Unknown)
             }
+        }
+    }
+
+    /// Why openraft did not take a proposal. One that it did not append has no outcome to wait for.
+    fn unproposed(&self, error: ClientWriteError<TC>, takeover: Option<(u64, NodeId)>) -> Attempt {
+        match error {
+            ClientWriteError::ForwardToLeader(forward) => {
+                self.takeover_unproposed(takeover);
+                Attempt::NotLeader(forward.leader_id.map(|leader| leader.0))
+            }
+            _ => Attempt::Unknown,
         }
     }
 
@@ -210,10 +224,7 @@ impl Inner {
         let not_me = |node: &NodeId| *node != self.me;
         hint.or(known.filter(not_me)).or_else(|| {
             // Nobody known: ask around, another node each time.
-            let mut candidates: Vec<NodeId> = self.surroundings.ledger_nodes().into_iter().filter(not_me).collect();
-            let members =
-                self.shared.read().membership.voter_ids().map(|member| member.0).filter(not_me).collect::<Vec<_>>();
-            candidates.extend(members.into_iter().filter(|node| !candidates.contains(node)).collect::<Vec<_>>());
+            let candidates = self.sources();
             let turn = self.turn.fetch_add(1, Ordering::Relaxed);
             (!candidates.is_empty()).then(|| candidates[turn % candidates.len()])
         })
@@ -276,7 +287,7 @@ impl Inner {
     }
 
     /// Checks a forwarded envelope and makes it ready for the log. A node may only speak as itself.
-    fn open(&self, peer: Peer, frame: &[u8]) -> Result<Proposal, Refusal> {
+    fn open(&self, peer: Peer, frame: &[u8]) -> Result<Sealed, Refusal> {
         if frame.len() > COMMAND_FRAME_BYTES_MAX {
             return Err(Refusal::new(codes::LIMIT, "the request is too large"));
         }
@@ -292,30 +303,22 @@ impl Inner {
         self.seal(envelope)
     }
 
-    async fn propose_many(&self, proposals: Vec<(usize, Proposal)>, answers: &mut [WriteAnswerV1]) {
-        let (places, proposals): (Vec<usize>, Vec<Proposal>) = proposals.into_iter().unzip();
-        if places.is_empty() {
+    async fn propose_many(&self, proposals: Vec<(usize, Sealed)>, answers: &mut [WriteAnswerV1]) {
+        if proposals.is_empty() {
             return;
         }
+        let places: Vec<_> = proposals.iter().map(|(at, sealed)| (*at, sealed.takeover)).collect();
+        let proposals = proposals.into_iter().map(|(_, sealed)| sealed.proposal);
         let mut results = match self.raft.client_write_many(proposals).await {
             Ok(results) => results,
             Err(error) => return self.shared.halt.because(error),
         };
-        for at in places {
+        for (at, takeover) in places {
             answers[at] = match results.next().await {
                 Some(Ok(Ok(response))) => write_answer(applied(response.log_id.index, response.response)),
-                Some(Ok(Err(error))) => write_answer(Err(Attempt::from(error))),
+                Some(Ok(Err(error))) => write_answer(Err(self.unproposed(error, takeover))),
                 Some(Err(_)) | None => WriteAnswerV1::Unknown,
             };
-        }
-    }
-}
-
-impl From<ClientWriteError<crate::types::TC>> for Attempt {
-    fn from(error: ClientWriteError<crate::types::TC>) -> Self {
-        match error {
-            ClientWriteError::ForwardToLeader(forward) => Attempt::NotLeader(forward.leader_id.map(|leader| leader.0)),
-            _ => Attempt::Unknown,
         }
     }
 }

@@ -4,8 +4,10 @@
 //! this program does not know halts apply: skipping it would give this node a state that no other node has.
 
 use std::io;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 
+use fabric::seams::Clock;
 use fabric::wire::{self, WireError};
 use futures_util::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
@@ -13,7 +15,8 @@ use openraft::{EntryPayload, OptionalSend};
 use tokio::sync::{broadcast, watch};
 
 use super::{Store, StoreError};
-use crate::command::Envelope;
+use crate::command::{Command, Envelope};
+use crate::lease::Book;
 use crate::snapshot::CaKeys;
 use crate::state::{EntryContext, State};
 use crate::tuning::{APPLIED_BACKLOG, APPLY_BATCH};
@@ -75,22 +78,33 @@ impl Machine {
     pub(crate) fn applied_index(&self) -> u64 {
         self.applied.map_or(0, |id| id.index)
     }
+
+    /// (cluster epoch, index): what orders copies of the state.
+    pub(crate) fn at(&self) -> (u64, u64) {
+        (self.state.settings.epoch, self.applied_index())
+    }
 }
 
 /// The state, shared by openraft (who writes) and the ledger's callers (who read).
 #[derive(Debug)]
 pub(crate) struct Shared {
     machine: RwLock<Machine>,
+    leases: Mutex<Book>,
+    clock: Arc<dyn Clock>,
     pub(crate) applied: watch::Sender<u64>,
     pub(crate) events: broadcast::Sender<AppliedEntry>,
     pub(crate) halt: Halt,
 }
 
 impl Shared {
-    pub(crate) fn new(machine: Machine) -> Self {
+    fn new(machine: Machine, clock: Arc<dyn Clock>) -> Self {
         let index = machine.applied_index();
+        let mut leases = Book::default();
+        note_absences(&mut leases, clock.boottime(), &machine.state);
         Shared {
             machine: RwLock::new(machine),
+            leases: Mutex::new(leases),
+            clock,
             applied: watch::Sender::new(index),
             events: broadcast::Sender::new(APPLIED_BACKLOG),
             halt: Halt::default(),
@@ -99,6 +113,11 @@ impl Shared {
 
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, Machine> {
         self.machine.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The lease book. It follows each entry in the order of the log.
+    pub(crate) fn leases(&self) -> MutexGuard<'_, Book> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Machine> {
@@ -117,6 +136,7 @@ impl Shared {
                 let envelope = decode(id.index, &proposal.0)?;
                 let context = EntryContext::of(id.index, term_of(&id), &envelope);
                 let result = machine.state.apply(context, &envelope);
+                self.note_outcome(&envelope, result.is_ok());
                 // Nobody may be listening.
                 let _ = self.events.send(AppliedEntry {
                     index: id.index,
@@ -130,13 +150,34 @@ impl Shared {
             }
         };
         machine.applied = Some(id);
+        self.leases().applied(self.clock.boottime(), term_of(&id));
         Ok(reply)
+    }
+
+    /// What the lease book has to know of an entry.
+    fn note_outcome(&self, envelope: &Envelope, done: bool) {
+        match &envelope.command {
+            Command::PlanAbsence { node, for_ms } if done => {
+                self.leases().absence(self.clock.boottime(), *node, Duration::from_millis(*for_ms));
+            }
+            // Only the node itself can end what it counts on.
+            Command::EndAbsence { node } if done && envelope.actor.node == *node => self.leases().absence_ended(*node),
+            Command::Takeover { from, judged_term, .. } => self.leases().end_takeover(*judged_term, *from),
+            _ => {}
+        }
     }
 
     fn replace(&self, machine: Machine) {
         let index = machine.applied_index();
+        note_absences(&mut self.leases(), self.clock.boottime(), &machine.state);
         *self.write() = machine;
         self.applied.send_replace(index);
+    }
+}
+
+fn note_absences(leases: &mut Book, now: Duration, state: &State) {
+    for absence in state.absences.values() {
+        leases.absence(now, absence.node, Duration::from_millis(absence.for_ms));
     }
 }
 
@@ -164,9 +205,9 @@ pub(crate) struct StateMachine {
 
 impl StateMachine {
     /// Loads the latest snapshot; openraft replays the committed entries behind it.
-    pub(crate) fn load(store: Store) -> Result<Self, StoreError> {
+    pub(crate) fn load(store: Store, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
         let machine = store.load_snapshot()?.unwrap_or_default();
-        Ok(StateMachine { store, shared: Arc::new(Shared::new(machine)) })
+        Ok(StateMachine { store, shared: Arc::new(Shared::new(machine, clock)) })
     }
 
     fn checked<T>(&self, result: Result<T, StoreError>) -> io::Result<T> {

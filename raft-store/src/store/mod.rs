@@ -29,6 +29,7 @@ use crate::types::{LogId, Vote};
 pub(crate) use log::LogStore;
 pub use machine::AppliedEntry;
 pub(crate) use machine::{Shared, StateMachine};
+pub(crate) use snapshots::encode_state;
 
 /// The database's name in the data directory.
 pub(crate) const FILE: &str = "ledger.redb";

@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use disk::MemoryDisk;
-use fabric::ids::{ClusterId, NodeId, TokenId};
-use fabric::model::{Capacity, Name, NodeRecord, Quota, Role};
+use fabric::ids::{ClusterId, Digest, MachineId, NodeId, TokenId};
+use fabric::model::{Capacity, MachineSpec, Name, NodeRecord, Quota, Resources, Restart, Role};
 use fabric::rpc::{CallError, Kind, Peer, Router, Rpc};
 use fabric::seams::real::{HostUdp, KernelClock};
 use fabric::seams::{Entropy, Seams};
-use raft_store::command::{Actor, Ca, Command};
+use raft_store::command::{Actor, Ca, Command, PlaceItem};
 use raft_store::ledger::{
     Ledger, LedgerConfig, LedgerError, LedgerStatus, Part, Registration, StartError, Surroundings,
 };
@@ -195,6 +195,43 @@ pub fn init_command(number: u8) -> Command {
 
 pub fn tenant(number: usize) -> Command {
     Command::CreateTenant { name: name(&format!("t{number}")), parent: None, quota: Quota::default() }
+}
+
+pub fn machine_id(number: u8) -> MachineId {
+    MachineId([number; 16])
+}
+
+/// The commands that make an image and a machine of it.
+pub fn machine(number: u8, exclusive: bool) -> [Command; 2] {
+    let image = Command::PutImage {
+        tenant: name("default"),
+        name: name("web"),
+        digest: Digest([9; 32]),
+        size_bytes: 1,
+        expected_revision: None,
+    };
+    let spec = MachineSpec {
+        image: name("web"),
+        command: vec!["run".into()],
+        env: Vec::new(),
+        resources: Resources::default(),
+        publish: Vec::new(),
+        labels: BTreeMap::new(),
+        exclusive,
+        restart: Restart::Always,
+        pinned: None,
+    };
+    let create = Command::CreateMachine {
+        id: machine_id(number),
+        tenant: name("default"),
+        name: name(&format!("m{number}")),
+        spec: Box::new(spec),
+    };
+    [image, create]
+}
+
+pub fn place(machine: MachineId, expected_epoch: u64, on: NodeId) -> Command {
+    Command::Place { items: vec![PlaceItem { machine, expected_epoch, candidates: vec![on], reason: None }] }
 }
 
 impl Cluster {

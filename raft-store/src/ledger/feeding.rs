@@ -1,0 +1,334 @@
+//! Serves spares, and as a spare follows: the long-polled view of what concerns this node, and a copy of the whole state
+//! (without CA keys) for reads, fetched when asked for.
+//!
+//! Both travel as pages of a blob named by its digest, so that one scheme serves any size, resumes, and tells "nothing
+//! new" in one small answer.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use fabric::ids::{Digest, NodeId};
+use fabric::limits::CHUNK_BYTES;
+use fabric::model::Role;
+use fabric::rpc::{Peer, Refusal};
+use fabric::wire;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::messages::{PAGE, PageRequestV1, PageV1, SubjectV1};
+use super::{Inner, Ledger, LedgerError, Part, Replica};
+use crate::codes;
+use crate::feed::{Blob, Frames, LedgerMember, Mine};
+use crate::snapshot::{CaKeys, Reader};
+use crate::state::State;
+use crate::store::encode_state;
+use crate::tuning::{FEED_WAIT, FULL_COPY_EVERY, PAGE_TIMEOUT, READ_TIMEOUT, REPLICA_BYTES_MAX, RETRY_MAX};
+use crate::types::Member;
+
+/// What is known of the page that is wanted next.
+struct Want {
+    subject: SubjectV1,
+    known: (u64, u64),
+    have: Option<Digest>,
+    min_index: u64,
+    wait: Duration,
+}
+
+impl Ledger {
+    /// The records that concern this node, from its own copy or, on a spare, from its feed.
+    pub fn mine(&self) -> Mine {
+        let fed = self.inner.view.borrow().clone();
+        let own = self.inner.own_view(self.inner.me);
+        if own.at >= fed.at { own } else { (*fed).clone() }
+    }
+
+    /// On a spare: makes sure that what [`Ledger::read`] looks at is at most `age` old. Elsewhere there is nothing to do.
+    ///
+    /// # Errors
+    /// When no voter or standby gave a copy within 5 s. A worker gets none.
+    pub async fn refresh(&self, age: Duration) -> Result<(), LedgerError> {
+        self.inner.refresh(age, 0).await
+    }
+}
+
+impl Inner {
+    fn members(&self) -> Vec<LedgerMember> {
+        let machine = self.shared.read();
+        let member = |node: NodeId, joined: &String, voter: bool| LedgerMember {
+            node,
+            address: machine.state.nodes.get(&node).map_or_else(|| joined.clone(), |record| record.address.clone()),
+            voter,
+        };
+        let voters: BTreeSet<Member> = machine.membership.voter_ids().collect();
+        let nodes = machine.membership.nodes();
+        nodes.map(|(id, joined)| member(id.0, joined, voters.contains(id))).collect()
+    }
+
+    fn own_view(&self, node: NodeId) -> Mine {
+        let members = self.members();
+        let machine = self.shared.read();
+        Mine::of(&machine.state, node, machine.at(), members)
+    }
+
+    /// Serves [`PAGE`].
+    pub(super) async fn serve_page(&self, peer: Peer, body: &[u8]) -> Result<Vec<u8>, Refusal> {
+        let asked: PageRequestV1 =
+            wire::decode(body).map_err(|error| Refusal::new(codes::INVALID, error.to_string()))?;
+        if self.part() == Part::Spare {
+            return Err(Refusal::new(codes::SPARE, "this node is outside Raft itself"));
+        }
+        if asked.subject == SubjectV1::State && peer.role != Role::Voter {
+            return Err(Refusal::new(codes::DENIED, "a worker is told what concerns itself, and no more"));
+        }
+        let later_page = asked.have.filter(|_| asked.offset > 0).and_then(|digest| self.blobs().find(digest));
+        let blob = match later_page {
+            Some(blob) => blob,
+            None => {
+                let deadline = Instant::now() + Duration::from_millis(asked.wait_ms).min(FEED_WAIT);
+                self.wait_for(asked.known.1.max(asked.min_index)).await?;
+                self.next_blob(peer, &asked, deadline).await
+            }
+        };
+        if blob.at < asked.known {
+            return Err(Refusal::new(codes::BEHIND, "this node's copy is older than what you have"));
+        }
+        Ok(wire::encode(&page(&blob, &asked)))
+    }
+
+    async fn wait_for(&self, index: u64) -> Result<(), Refusal> {
+        let waited = self.wait_applied(index, Instant::now() + PAGE_TIMEOUT / 2).await;
+        waited.map_err(|_| Refusal::new(codes::BEHIND, "this node's copy is older than what you ask for"))
+    }
+
+    /// The subject's blob: at once when it is not what the peer has, else when it changes, at the latest at `deadline`.
+    async fn next_blob(&self, peer: Peer, asked: &PageRequestV1, deadline: Instant) -> Blob {
+        let mut applied = self.shared.applied.subscribe();
+        loop {
+            applied.mark_unchanged();
+            let blob = match asked.subject {
+                SubjectV1::Mine => self.view_blob(peer.id),
+                SubjectV1::State => self.state_blob(asked.min_index).await,
+            };
+            let news = asked.have != Some(blob.digest) || asked.subject == SubjectV1::State;
+            if news || timeout_at(deadline, applied.changed()).await.is_err() {
+                return blob;
+            }
+            // Entries come in bursts; one look at the end of each is enough.
+            sleep(RETRY_MAX / 4).await;
+        }
+    }
+
+    fn view_blob(&self, node: NodeId) -> Blob {
+        let view = self.own_view(node);
+        let bytes = Bytes::from(view.encode());
+        let blob = Blob { at: view.at, digest: Mine::digest(&bytes), bytes };
+        self.blobs().keep(blob.clone());
+        blob
+    }
+
+    /// A copy of the state without CA keys, made at most a few times a second unless a newer one is needed.
+    async fn state_blob(&self, min_index: u64) -> Blob {
+        let recent = *self.full.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some((made, digest)) = recent
+            && let Some(blob) = self.blobs().find(digest)
+            && blob.at.1 >= min_index
+            && (made.elapsed() < FULL_COPY_EVERY || blob.at == self.shared.read().at())
+        {
+            return blob;
+        }
+        let (at, state) = {
+            let machine = self.shared.read();
+            (machine.at(), machine.state.clone())
+        };
+        let chunks = encode_state(&state, CaKeys::Without).await.chunks;
+        let bytes = Bytes::from(chunks.concat());
+        let blob = Blob { at, digest: Digest::of(&bytes), bytes };
+        self.blobs().keep(blob.clone());
+        *self.full.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some((Instant::now(), blob.digest));
+        blob
+    }
+
+    /// Fetches all pages of a subject from `target`; none when it is what we have already.
+    async fn fetch(&self, target: NodeId, want: &Want) -> Option<((u64, u64), Digest, Option<Vec<u8>>)> {
+        let mut request = PageRequestV1 {
+            subject: want.subject,
+            known: want.known,
+            have: want.have,
+            min_index: want.min_index,
+            wait_ms: want.wait.as_millis() as u64,
+            offset: 0,
+        };
+        let mut bytes: Vec<u8> = Vec::new();
+        let deadline = want.wait + PAGE_TIMEOUT;
+        loop {
+            let answer = self.rpc.call(target, PAGE, wire::encode(&request), deadline).await.ok()?;
+            let page: PageV1 = wire::decode(&answer).ok()?;
+            if page.at < want.known || page.total > REPLICA_BYTES_MAX {
+                return None;
+            }
+            if request.offset == 0 && want.have == Some(page.digest) {
+                return Some((page.at, page.digest, None));
+            }
+            if request.have != Some(page.digest) || page.offset != bytes.len() as u64 {
+                if page.offset != 0 {
+                    return None;
+                }
+                bytes.clear();
+            }
+            bytes.extend_from_slice(&page.data);
+            if bytes.len() as u64 >= page.total {
+                let whole = bytes.len() as u64 == page.total && Digest::of(&bytes) == page.digest;
+                return whole.then_some((page.at, page.digest, Some(bytes)));
+            }
+            if page.data.is_empty() {
+                return None;
+            }
+            request = PageRequestV1 { have: Some(page.digest), offset: bytes.len() as u64, wait_ms: 0, ..request };
+        }
+    }
+
+    /// Whom a spare asks, those that were told to be members first.
+    pub(super) fn sources(&self) -> Vec<NodeId> {
+        let mut sources: Vec<NodeId> = self.view.borrow().members.iter().map(|member| member.node).collect();
+        let hints = self.surroundings.ledger_nodes();
+        let members = self.server_metrics().membership_config.nodes().map(|(member, _)| member.0).collect::<Vec<_>>();
+        for node in hints.into_iter().chain(members) {
+            if !sources.contains(&node) {
+                sources.push(node);
+            }
+        }
+        sources.retain(|node| *node != self.me);
+        sources
+    }
+
+    pub(super) async fn refresh(&self, age: Duration, min_index: u64) -> Result<(), LedgerError> {
+        let fresh = |ledger: &Inner| {
+            let replica = ledger.replica();
+            replica.as_ref().is_some_and(|copy| copy.fetched.elapsed() <= age && copy.at.1 >= min_index)
+        };
+        if self.part() != Part::Spare || fresh(self) {
+            return Ok(());
+        }
+        // One fetch at a time; those who waited for it find a fresh copy.
+        let Ok(_permit) = self.fetching.acquire().await else { return Ok(()) };
+        if fresh(self) {
+            return Ok(());
+        }
+        let fetching = async {
+            for target in self.sources() {
+                if self.refresh_from(target, min_index).await {
+                    return true;
+                }
+            }
+            false
+        };
+        match timeout(READ_TIMEOUT, fetching).await {
+            Ok(true) => Ok(()),
+            Ok(false) | Err(_) => {
+                Err(LedgerError::NoLeader { after: READ_TIMEOUT, unreachable: self.unreachable_voters() })
+            }
+        }
+    }
+
+    async fn refresh_from(&self, target: NodeId, min_index: u64) -> bool {
+        let (known, have) = self.replica().as_ref().map_or(((0, 0), None), |copy| (copy.at, Some(copy.digest)));
+        let asked = Instant::now();
+        let want = Want { subject: SubjectV1::State, known, have, min_index, wait: Duration::ZERO };
+        let Some((at, digest, bytes)) = self.fetch(target, &want).await else { return false };
+        let state = match bytes {
+            None => None,
+            Some(bytes) => match read_state(&bytes) {
+                Some(state) => Some(state),
+                None => return false,
+            },
+        };
+        let mut replica = self.replica();
+        match (state, replica.as_mut()) {
+            (Some(state), _) => {
+                *replica = Some(Arc::new(Replica { at, digest, fetched: asked, state: Arc::new(state) }))
+            }
+            (None, Some(copy)) => {
+                let state = copy.state.clone();
+                *copy = Arc::new(Replica { at, digest, fetched: asked, state });
+            }
+            (None, None) => return false,
+        }
+        drop(replica);
+        self.saw(at.1);
+        true
+    }
+
+    /// One round of the feed; whether it was answered.
+    async fn follow_once(&self, target: NodeId) -> bool {
+        let (known, have) = {
+            let view = self.view.borrow();
+            (view.at, (view.at != (0, 0)).then(|| Mine::digest(&view.encode())))
+        };
+        let want = Want { subject: SubjectV1::Mine, known, have, min_index: 0, wait: FEED_WAIT };
+        let Some((at, _, bytes)) = self.fetch(target, &want).await else { return false };
+        self.heard_feed();
+        let Some(bytes) = bytes else {
+            self.view.send_modify(|view| Arc::make_mut(view).at = at);
+            return true;
+        };
+        let Ok(view) = Mine::decode(at, &bytes) else { return false };
+        // On disk before anybody acts on it: a restart must not fall behind what was acted on.
+        if let Err(error) = view.save(&*self.disk, self.me) {
+            tracing::warn!(%error, "the feed's view could not be kept");
+            return false;
+        }
+        self.view.send_replace(Arc::new(view));
+        self.saw(at.1);
+        true
+    }
+}
+
+fn read_state(bytes: &[u8]) -> Option<State> {
+    let mut reader = Reader::default();
+    for frame in Frames(bytes) {
+        reader.push(frame.ok()?).ok()?;
+    }
+    reader.finish().ok()
+}
+
+fn page(blob: &Blob, asked: &PageRequestV1) -> PageV1 {
+    // A page of another blob than the peer began with starts that one anew.
+    let same = asked.have == Some(blob.digest);
+    let offset = if same { asked.offset } else { 0 };
+    let rest = blob.bytes.get(offset as usize..).unwrap_or_default();
+    let data = if same && asked.offset == 0 { Vec::new() } else { rest[..rest.len().min(CHUNK_BYTES)].to_vec() };
+    PageV1 { at: blob.at, digest: blob.digest, total: blob.bytes.len() as u64, offset, data }
+}
+
+/// While this node is a spare: follows the feed of whoever answers.
+pub(super) async fn follow(inner: Weak<Inner>) {
+    let mut turn = 0;
+    let mut pause = RETRY_MAX;
+    loop {
+        let Some(ledger) = inner.upgrade() else { return };
+        let sources = if ledger.part() == Part::Spare { ledger.sources() } else { Vec::new() };
+        let answered = match sources.get(turn % sources.len().max(1)) {
+            Some(target) => ledger.follow_once(*target).await,
+            None => false,
+        };
+        drop(ledger);
+        if answered {
+            pause = RETRY_MAX;
+        } else {
+            turn += 1;
+            sleep(pause).await;
+            pause = (pause * 2).min(RETRY_MAX * 8);
+        }
+    }
+}
+
+/// Passes on the index of what was applied here to those who watch for news.
+pub(super) async fn tell(inner: Weak<Inner>) {
+    let Some(mut applied) = inner.upgrade().map(|ledger| ledger.shared.applied.subscribe()) else { return };
+    while applied.changed().await.is_ok() {
+        let index = *applied.borrow_and_update();
+        let Some(ledger) = inner.upgrade() else { return };
+        ledger.saw(index);
+    }
+}

@@ -1,0 +1,245 @@
+//! Drives the lease book: who leads, what is granted, when a takeover may be proposed (design section 7).
+//!
+//! The book is pure and lives beside the state, so that every applied entry reaches it in order. A renewal is answered
+//! only after a ReadIndex round begun after it arrived. A takeover is judged here, in the step in which it is proposed,
+//! and carries the term of that judgement; until its outcome is applied its owner is granted nothing.
+
+use std::sync::Weak;
+use std::time::Duration;
+
+use fabric::ids::{MachineId, NodeId};
+use fabric::rpc::{CallError, Peer, Refusal};
+use fabric::wire;
+use openraft::Instant as _;
+use openraft::async_runtime::watch::WatchReceiver;
+use tokio::time::{Instant, timeout};
+
+use super::messages::{EmptyV1, JUDGE, JudgeV1, RENEW, RenewAnswerV1, VerdictV1};
+use super::{Inner, Ledger, LedgerError};
+use crate::codes;
+use crate::command::{Command, Envelope};
+use crate::lease::{Grant, Verdict};
+use crate::tuning::{READ_INDEX_TIMEOUT, RENEW_TIMEOUT};
+use crate::types::term_of;
+
+/// A lease that was granted, and when it was asked for: the holder counts from then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Renewal {
+    /// `Clock::boottime` of this node just before the request was sent.
+    pub sent: Duration,
+    /// What the leader granted.
+    pub grant: Grant,
+}
+
+impl Ledger {
+    /// Renews this node's lease with the leader: one try, within 1.5 s. The caller tries again.
+    ///
+    /// # Errors
+    /// When no leader granted it; nothing is known then.
+    pub async fn renew_lease(&self) -> Result<Renewal, LedgerError> {
+        let ledger = &self.inner;
+        let sent = ledger.clock.boottime();
+        let renewing = ledger.ask_renewal();
+        match timeout(RENEW_TIMEOUT, renewing).await {
+            Ok(grant) => Ok(Renewal { sent, grant: grant? }),
+            Err(_) => Err(LedgerError::Timeout { after: RENEW_TIMEOUT }),
+        }
+    }
+
+    /// The leader's judgement of an owner: whether its machine may be taken over now. It is a forecast, since the leader
+    /// judges again when a takeover is proposed.
+    ///
+    /// # Errors
+    /// When no leader could be asked within 1.5 s.
+    pub async fn judge(&self, owner: NodeId, exclusive: bool) -> Result<Verdict, LedgerError> {
+        let ledger = &self.inner;
+        if ledger.leads() {
+            return Ok(ledger.shared.leases().judge(ledger.clock.boottime(), owner, exclusive));
+        }
+        let body = wire::encode(&JudgeV1 { owner, exclusive });
+        let bytes = ledger.ask_leader(JUDGE, body).await?;
+        let verdict: VerdictV1 = wire::decode(&bytes).map_err(|_| ledger.no_leader())?;
+        Ok(match verdict {
+            VerdictV1::Expired { term } => Verdict::Expired { term },
+            // The leader's clock means nothing here: only what is left does.
+            VerdictV1::Held { left_ms } => {
+                Verdict::Held { until: ledger.clock.boottime() + Duration::from_millis(left_ms) }
+            }
+            VerdictV1::Unknown => Verdict::Unknown,
+        })
+    }
+}
+
+impl Inner {
+    fn no_leader(&self) -> LedgerError {
+        LedgerError::NoLeader { after: RENEW_TIMEOUT, unreachable: self.unreachable_voters() }
+    }
+
+    /// Asks whoever leads, following one hint.
+    async fn ask_leader(&self, kind: fabric::rpc::Kind, body: Vec<u8>) -> Result<Vec<u8>, LedgerError> {
+        for _ in 0..2 {
+            let Some(target) = self.leader_target() else { return Err(self.no_leader()) };
+            match self.rpc.call(target, kind, body.clone(), RENEW_TIMEOUT).await {
+                Ok(bytes) => return Ok(bytes),
+                Err(CallError::Refused(refusal)) if refusal.code == codes::NOT_LEADER => {
+                    let hint = refusal.value.and_then(|value| value.parse().ok());
+                    self.learn_leader(hint);
+                }
+                Err(CallError::Refused(refusal)) => return Err(refusal.into()),
+                Err(CallError::Timeout { after, .. }) => {
+                    self.forget_leader(target);
+                    return Err(LedgerError::Timeout { after });
+                }
+                Err(_) => self.forget_leader(target),
+            }
+        }
+        Err(self.no_leader())
+    }
+
+    async fn ask_renewal(&self) -> Result<Grant, LedgerError> {
+        if self.leads() {
+            return Ok(self.renew(self.me).await?);
+        }
+        let bytes = self.ask_leader(RENEW, wire::encode(&EmptyV1)).await?;
+        let answer: RenewAnswerV1 = wire::decode(&bytes).map_err(|_| self.no_leader())?;
+        Ok(answer.grant)
+    }
+
+    fn not_leader(&self) -> Refusal {
+        let refusal = Refusal::new(codes::NOT_LEADER, "this node does not lead the ledger");
+        match self.server_metrics().current_leader.map(|leader| leader.0).filter(|leader| *leader != self.me) {
+            Some(leader) => Refusal { field: Some("leader".into()), value: Some(leader.to_string()), ..refusal },
+            None => refusal,
+        }
+    }
+
+    /// Grants as the leader.
+    async fn renew(&self, holder: NodeId) -> Result<Grant, Refusal> {
+        self.shared.leases().heard(self.clock.boottime(), holder);
+        {
+            let machine = self.shared.read();
+            let state = &machine.state;
+            if !state.nodes.contains_key(&holder) || state.tombstones.contains_key(&holder) {
+                return Err(Refusal::new(codes::NODE_REMOVED, "this node is not part of the cluster"));
+            }
+        }
+        let index = self.own_read_index().await.map_err(|_| self.not_leader())?;
+        let caught_up = self.wait_applied(index, Instant::now() + READ_INDEX_TIMEOUT).await;
+        caught_up.map_err(|error| Refusal::new(codes::NOT_LEADER, error.to_string()))?;
+        let revision = self.shared.read().applied_index();
+        let granted = self.shared.leases().grant(self.clock.boottime(), holder, revision);
+        granted.map_err(|why| Refusal::new(codes::NO_GRANT, why.to_string()))
+    }
+
+    /// Serves [`RENEW`].
+    pub(super) async fn serve_renew(&self, peer: Peer, body: &[u8]) -> Result<Vec<u8>, Refusal> {
+        let EmptyV1 = wire::decode(body).map_err(|error| Refusal::new(codes::INVALID, error.to_string()))?;
+        if !self.leads() {
+            return Err(self.not_leader());
+        }
+        let grant = self.renew(peer.id).await?;
+        Ok(wire::encode(&RenewAnswerV1 { grant }))
+    }
+
+    /// Serves [`JUDGE`].
+    pub(super) fn serve_judge(&self, body: &[u8]) -> Result<Vec<u8>, Refusal> {
+        let asked: JudgeV1 = wire::decode(body).map_err(|error| Refusal::new(codes::INVALID, error.to_string()))?;
+        if !self.leads() {
+            return Err(self.not_leader());
+        }
+        let now = self.clock.boottime();
+        let verdict = match self.shared.leases().judge(now, asked.owner, asked.exclusive) {
+            Verdict::Expired { term } => VerdictV1::Expired { term },
+            Verdict::Held { until } => VerdictV1::Held { left_ms: until.saturating_sub(now).as_millis() as u64 },
+            Verdict::Unknown => VerdictV1::Unknown,
+        };
+        Ok(wire::encode(&verdict))
+    }
+
+    /// Judges a takeover that is about to be proposed, and puts the term of the judgement into it. From here on the owner
+    /// is granted nothing until [`Inner::takeover_unproposed`] or its entry's application.
+    pub(super) fn admit(&self, envelope: &mut Envelope) -> Result<(), Refusal> {
+        let Command::Takeover { machine, from, judged_term, .. } = &mut envelope.command else { return Ok(()) };
+        let exclusive = self.is_exclusive(*machine);
+        let now = self.clock.boottime();
+        *judged_term = self.shared.leases().begin_takeover(now, *from, exclusive).map_err(|verdict| match verdict {
+            Verdict::Held { until } => {
+                let left = until.saturating_sub(now);
+                Refusal::new(codes::LEASE_HELD, format!("its owner may run it for another {left:.1?}"))
+                    .field("from", from)
+                    .hint("it is tried again by itself")
+            }
+            Verdict::Expired { .. } | Verdict::Unknown => {
+                Refusal::new(codes::LEASE_UNKNOWN, "the leader is too new to judge its owner's lease")
+                    .field("from", from)
+                    .hint("it is tried again by itself")
+            }
+        })?;
+        Ok(())
+    }
+
+    fn is_exclusive(&self, machine: MachineId) -> bool {
+        // An unknown machine's takeover is refused by apply; until then the stricter rule holds.
+        self.shared.read().state.machines.get(&machine).is_none_or(|record| record.spec.exclusive)
+    }
+
+    /// A takeover that [`Inner::admit`] let pass never reached the log.
+    pub(super) fn takeover_unproposed(&self, takeover: Option<(u64, NodeId)>) {
+        if let Some((term, owner)) = takeover {
+            self.shared.leases().end_takeover(term, owner);
+        }
+    }
+
+    /// Once in a while, on the leader: what Raft's followers acknowledged counts as hearing from them.
+    fn note_followers(&self) {
+        let metrics = self.raft.metrics().borrow_watched().clone();
+        let now = self.clock.boottime();
+        let mut leases = self.shared.leases();
+        for (member, acknowledged) in metrics.heartbeat.iter().flatten() {
+            if let Some(at) = acknowledged {
+                leases.heard(now.saturating_sub(at.elapsed()), member.0);
+            }
+        }
+        leases.sweep(now);
+    }
+}
+
+/// The judged takeover in an envelope, for [`Inner::takeover_unproposed`].
+pub(super) fn takeover_of(envelope: &Envelope) -> Option<(u64, NodeId)> {
+    match &envelope.command {
+        Command::Takeover { from, judged_term, .. } => Some((*judged_term, *from)),
+        _ => None,
+    }
+}
+
+/// Tells the book who leads.
+pub(super) async fn drive(inner: Weak<Inner>) {
+    let Some(mut metrics) = inner.upgrade().map(|ledger| ledger.raft.server_metrics()) else { return };
+    loop {
+        let Some(ledger) = inner.upgrade() else { return };
+        let (leading, term) = {
+            let metrics = metrics.borrow_watched();
+            (metrics.state.is_leader(), metrics.vote.leader_id.term)
+        };
+        let now = ledger.clock.boottime();
+        if leading {
+            let applied = ledger.shared.read().applied;
+            let mut leases = ledger.shared.leases();
+            leases.lead(term);
+            // The first entry of the term may have been applied before this.
+            if let Some(applied) = applied {
+                leases.applied(now, term_of(&applied));
+            }
+            drop(leases);
+            ledger.note_followers();
+        } else {
+            ledger.shared.leases().step_down();
+        }
+        drop(ledger);
+        let changed =
+            if leading { timeout(READ_INDEX_TIMEOUT, metrics.changed()).await } else { Ok(metrics.changed().await) };
+        if matches!(changed, Ok(Err(_))) {
+            return;
+        }
+    }
+}

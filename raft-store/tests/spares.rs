@@ -1,0 +1,95 @@
+//! Nodes outside Raft: they write and read through the others, and are fed what concerns them.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{Cluster, eventually, id_of, machine, machine_id, name, place, run, tenant};
+use fabric::model::Role;
+use raft_store::ledger::{LedgerError, Part};
+
+/// Three voters-to-be and a worker (the last host), which is never taken into Raft.
+async fn with_worker() -> Cluster {
+    let cluster = Cluster::new(4).await;
+    cluster.init().await;
+    for number in 2..=3 {
+        cluster.admit(number, Role::Voter).await;
+    }
+    cluster.admit(4, Role::Worker).await;
+    cluster.voters(3).await;
+    cluster
+}
+
+#[test]
+fn a_worker_is_fed_its_machines_and_keeps_them_over_a_restart() {
+    run(async {
+        let mut cluster = with_worker().await;
+        for command in machine(1, false) {
+            cluster.write(0, command).await.unwrap();
+        }
+        cluster.write(1, place(machine_id(1), 0, id_of(4))).await.unwrap();
+        let mine = eventually("the worker knows its machine", || {
+            let mine = cluster.ledger(3).mine();
+            (mine.machines.len() == 1).then_some(mine)
+        })
+        .await;
+        assert_eq!(mine.machines[0].id, machine_id(1));
+        assert_eq!(cluster.ledger(3).status().part, Part::Spare);
+        // It confirms by a forwarded write, which shows in its feed.
+        let confirm = raft_store::command::Command::Confirm { machine: machine_id(1), epoch: 1 };
+        cluster.write(3, confirm).await.unwrap();
+        eventually("the confirmation comes back", || {
+            cluster.ledger(3).mine().machines[0].placement.filter(|placement| placement.confirmed)
+        })
+        .await;
+        // Cut off and restarted, it still knows.
+        cluster.kill(3).await;
+        cluster.isolate(3);
+        cluster.start(3).await.unwrap();
+        assert_eq!(cluster.ledger(3).mine().machines.len(), 1);
+        assert_eq!(cluster.ledger(3).mine().node.unwrap().name, name("n4"));
+    });
+}
+
+#[test]
+fn a_worker_cannot_speak_for_others_nor_read_everything() {
+    run(async {
+        let cluster = with_worker().await;
+        let error = cluster.write(3, tenant(1)).await.unwrap_err();
+        assert!(matches!(error, LedgerError::Refused(ref refusal) if refusal.code == "denied"), "{error}");
+        // In another's name it is refused before apply.
+        let actor = raft_store::command::Actor::fabric(id_of(1));
+        let error = cluster.ledger(3).write(actor, None, tenant(1)).await.unwrap_err();
+        assert!(matches!(error, LedgerError::Refused(ref refusal) if refusal.code == "denied"), "{error}");
+        assert!(cluster.ledger(3).refresh(Duration::ZERO).await.is_err());
+    });
+}
+
+#[test]
+fn a_spare_reads_everything_but_the_ca_keys() {
+    run(async {
+        // Seven admitted would be five voters; the sixth and seventh stand by, the eighth is a spare.
+        let cluster = Cluster::made(8).await;
+        cluster.voters(5).await;
+        eventually("two standbys", || {
+            let at =
+                cluster.hosts.iter().position(|host| host.ledger.as_ref().unwrap().status().part == Part::Leader)?;
+            (cluster.ledger(at).status().standbys.len() == 2).then_some(())
+        })
+        .await;
+        let spare = eventually("one spare", || {
+            let parts: Vec<Part> = (0..8).map(|at| cluster.ledger(at).status().part).collect();
+            let spares: Vec<usize> = (0..8).filter(|at| parts[*at] == Part::Spare).collect();
+            (spares.len() == 1).then(|| spares[0])
+        })
+        .await;
+        let index = cluster.write(spare, tenant(1)).await.unwrap();
+        cluster.ledger(spare).linearizable().await.unwrap();
+        assert!(cluster.read(spare, |state| state.tenants.contains_key(&name("t1"))));
+        assert!(cluster.read(spare, |state| state.settings.index >= index));
+        assert!(cluster.read(spare, |state| state.cas.values().all(|ca| ca.key_pkcs8.is_none())));
+        assert!(cluster.read(0, |state| state.cas.values().all(|ca| ca.key_pkcs8.is_some())));
+        let status = cluster.ledger(spare).status();
+        assert_eq!((status.voters.len(), status.tolerance), (5, Some(2)), "{status:?}");
+    });
+}
