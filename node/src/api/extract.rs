@@ -315,3 +315,51 @@ fn not_understood(error: &serde_json::Error) -> Failure {
     }
     refusal.into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::types::{CreateImage, CreateMachine, CreateTenant, CreateToken, Exec};
+    use proptest::prelude::*;
+
+    fn parts(uri: &str, header: &[u8]) -> Option<Parts> {
+        let mut request = axum::http::Request::builder().uri(uri).body(()).ok()?.into_parts().0;
+        let value = axum::http::HeaderValue::from_bytes(header).ok()?;
+        request.headers.insert(IF_MATCH, value.clone());
+        request.headers.insert(IDEMPOTENCY_KEY, value);
+        Some(request)
+    }
+
+    #[test]
+    fn the_field_is_found_in_the_words_of_the_parser() {
+        let error = serde_json::from_str::<CreateToken>("{\"colour\":1}").unwrap_err();
+        let failure = not_understood(&error);
+        assert_eq!(
+            (failure.refusal.code.as_str(), failure.refusal.field.as_deref()),
+            ("unknown-field", Some("colour"))
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_body_panics(body in prop::collection::vec(any::<u8>(), 0..200), text in "[{}\\[\\]\":,a-z0-9.-]{0,80}") {
+            for bytes in [body.as_slice(), text.as_bytes()] {
+                let _ = serde_json::from_slice::<CreateMachine>(bytes).map(|machine| machine.into_domain(None).is_ok());
+                let _ = serde_json::from_slice::<CreateImage>(bytes).map(|image| image.check().is_ok());
+                let _ = serde_json::from_slice::<CreateToken>(bytes).map(|token| token.check().is_ok());
+                let _ = serde_json::from_slice::<Exec>(bytes).map(|exec| exec.check().is_ok());
+                if let Err(error) = serde_json::from_slice::<CreateTenant>(bytes) {
+                    prop_assert!(not_understood(&error).refusal.message.starts_with("body: "));
+                }
+            }
+        }
+
+        #[test]
+        fn no_query_or_header_panics(query in "[a-z%=&0-9]{0,60}", header in prop::collection::vec(any::<u8>(), 0..20)) {
+            if let Some(parts) = parts(&format!("/v1/nodes?{query}"), &header) {
+                let _ = Params::of(&parts).map(|params| (params.patience().is_ok(), params.flag("follow", true).is_ok()));
+                let _ = (if_revision(&parts.headers), idempotency(&parts));
+            }
+        }
+    }
+}

@@ -61,8 +61,10 @@ fn dispatch(cli: Cli, daemon: Daemon) -> Result<u8, CliError> {
         Command::Start(start) => daemon::run(&cli.global, start.into_node(), daemon).map(|()| 0),
         Command::Version => cluster::version(cli.global.output).map(|()| 0),
         Command::Completion { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "smartnode", &mut anstream::stdout());
-            Ok(0)
+            // In memory first: the generator panics when its reader has had enough.
+            let mut script = vec![];
+            clap_complete::generate(shell, &mut Cli::command(), "smartnode", &mut script);
+            output::print(&String::from_utf8_lossy(&script)).map(|()| 0)
         }
         Command::Service(service) => service::run(service).map(|()| 0),
         command => {
