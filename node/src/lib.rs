@@ -11,6 +11,7 @@ pub mod host;
 pub mod images;
 pub mod lab;
 pub mod limits;
+pub mod moving;
 pub mod node;
 pub mod reconcile;
 pub mod runtime;

@@ -5,5 +5,5 @@ fn main() -> std::process::ExitCode {
     if let Some(code) = smartnode::runtime::supervisor::dispatch(&args) {
         return std::process::ExitCode::from(u8::try_from(code).unwrap_or(1));
     }
-    std::process::ExitCode::SUCCESS
+    smartnode::cli::main(smartnode::node::daemon::run)
 }

@@ -10,6 +10,8 @@ use fabric::ids::{MachineId, NodeId};
 use fabric::limits::{PLACE_BATCH_MAX, TAKEOVERS_IN_FLIGHT_MAX};
 use fabric::model::{Desired, MachineRecord};
 
+pub mod driver;
+
 /// What is known of an owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Owner {

@@ -8,6 +8,7 @@ pub mod limits;
 pub mod manifest;
 pub mod needs;
 pub mod pack;
+pub mod service;
 pub mod store;
 mod unpack;
 

@@ -32,8 +32,6 @@ pub struct ClusterFileV1 {
     pub labels: Labels,
     /// `ip:port` at which peers reach it.
     pub advertise: String,
-    /// Grows at every start; membership tells a restart by it.
-    pub incarnation: u64,
     /// The framed first command of a cluster whose `init` has not been committed yet.
     pub founding: Option<Vec<u8>>,
     /// Peers seen last, for the next start.
@@ -90,11 +88,6 @@ impl ClusterFileV1 {
         let frame = wire::encode(self);
         disk.write(FILE, &frame).map_err(|source| DirError::Disk { what: "write", file: FILE, source })
     }
-
-    /// The incarnation of the next start: later than the last one, and by the wall clock where that goes forward.
-    pub fn next_incarnation(&self, wall_ms: u64) -> u64 {
-        wall_ms.max(self.incarnation + 1)
-    }
 }
 
 fn newer_or_damaged(source: WireError) -> DirError {
@@ -122,7 +115,6 @@ mod tests {
             zone: "z".into(),
             labels: Labels::new(),
             advertise: "127.0.0.1:7420".into(),
-            incarnation: 5,
             founding: Some(vec![1, 2]),
             peers: vec![(NodeId([2; 32]), "127.0.0.1:7430".into())],
         }
@@ -145,11 +137,5 @@ mod tests {
         later[4] = 2;
         disk.write(FILE, &later).unwrap();
         assert!(matches!(ClusterFile::load(&disk), Err(DirError::Newer(_))));
-    }
-
-    #[test]
-    fn incarnations_only_grow() {
-        assert_eq!(file().next_incarnation(3), 6);
-        assert_eq!(file().next_incarnation(100), 100);
     }
 }

@@ -1,4 +1,239 @@
-//! One node: what it is made of, and how it becomes a member.
+//! One node: what it is made of, and how it starts and stops.
+//!
+//! [`Node::start`] takes seams and gives a running node; `main` builds the real seams, the simulator its own. Parts talk
+//! through the ledger, membership, gossip and the runtime, never to each other.
 
+pub mod admission;
+pub mod asks;
+pub mod backend;
+mod chores;
+pub mod context;
+pub mod daemon;
 pub mod dir;
+pub mod failures;
+pub mod founding;
+pub mod lease;
+pub mod local_token;
 pub mod operations;
+pub mod serving;
+mod wiring;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+
+use fabric::events::Events;
+use fabric::gossip::{Gossip, GossipConfig};
+use fabric::identity::{Credentials, IdentityError, NodeKey, Trust};
+use fabric::ids::NodeId;
+use fabric::membership::{Membership, MembershipConfig, boot_stamp};
+use fabric::seams::Seams;
+use fabric::transport::{Transport, TransportConfig, TransportError};
+use raft_store::command::Envelope;
+use raft_store::ledger::{LedgerConfig, StartError as LedgerStartError};
+use thiserror::Error;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::host::{Host, offered};
+use crate::images::service::Images;
+use crate::reconcile::driver::Held;
+use crate::runtime::Runtime;
+use crate::{caretaker, moving, reconcile};
+use backend::NodeBackend;
+use context::Context;
+use dir::{ClusterFile, DirError};
+use operations::Operations;
+
+/// What a node needs of the world besides [`Seams`].
+pub struct Parts {
+    /// The host's facts.
+    pub host: Arc<dyn Host>,
+    /// Runs machines.
+    pub runtime: Arc<dyn Runtime>,
+    /// Makes the image store, which fetches through the transport.
+    pub images: Box<dyn FnOnce(&Transport) -> Arc<dyn Images> + Send>,
+}
+
+/// How a node starts.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// UDP address to bind.
+    pub listen: SocketAddr,
+    /// Where peers reach it; none means as recorded.
+    pub advertise: Option<SocketAddr>,
+    /// Where its large files are.
+    pub data_dir: PathBuf,
+}
+
+/// Why a node does not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The directory is no member's.
+    #[error("this data directory belongs to no cluster")]
+    NotMember,
+    /// The directory cannot be used.
+    #[error(transparent)]
+    Dir(#[from] DirError),
+    /// A file that every start writes cannot be written.
+    #[error("the data directory cannot be used")]
+    Disk(#[from] std::io::Error),
+    /// Keys, certificate or trust cannot be used.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The recorded address is none.
+    #[error("the recorded address {0:?} is no ip:port: name one with --advertise")]
+    Address(String),
+    /// The port cannot be had.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// The ledger's database cannot be used.
+    #[error("the ledger cannot be opened")]
+    Ledger(#[from] LedgerStartError),
+    /// The cluster's first entry was not written.
+    #[error("the cluster could not be founded")]
+    Founding(#[from] raft_store::ledger::LedgerError),
+}
+
+/// A running node. Dropping it stops its tasks; [`Node::stop`] also tells peers.
+pub struct Node {
+    context: Arc<Context>,
+    backend: NodeBackend,
+    tasks: JoinSet<()>,
+}
+
+/// Everything read from the data directory.
+struct Loaded {
+    file: ClusterFile,
+    credentials: Credentials,
+    trust: Trust,
+    boot: u64,
+}
+
+fn load(seams: &Seams) -> Result<Loaded, StartError> {
+    let disk = &*seams.disk;
+    let file = ClusterFile::load(disk)?.ok_or(StartError::NotMember)?;
+    let key = NodeKey::load(disk)?.ok_or(StartError::NotMember)?;
+    let credentials = Credentials::load(disk, key)?.ok_or(StartError::NotMember)?;
+    let trust = Trust::load(disk)?.ok_or(StartError::NotMember)?;
+    Ok(Loaded { file, credentials, trust, boot: boot_stamp(disk, &*seams.clock)? })
+}
+
+fn parse_address(text: &str) -> Result<SocketAddr, StartError> {
+    text.parse().map_err(|_| StartError::Address(text.to_owned()))
+}
+
+fn known_peers(file: &ClusterFile) -> Vec<(NodeId, SocketAddr)> {
+    file.peers.iter().filter_map(|(node, address)| Some((*node, address.parse().ok()?))).collect()
+}
+
+impl Node {
+    /// Starts the member that the data directory describes.
+    ///
+    /// # Errors
+    /// See [`StartError`]; nothing keeps running then.
+    pub async fn start(seams: Seams, parts: Parts, config: NodeConfig) -> Result<Node, StartError> {
+        let Loaded { mut file, credentials, trust, boot } = load(&seams)?;
+        let me = credentials.id();
+        let advertise = config.advertise.map_or_else(|| parse_address(&file.advertise), Ok)?;
+        let peers = known_peers(&file);
+        let trust = Arc::new(std::sync::RwLock::new(trust));
+        let late: admission::Late = Arc::new(OnceLock::new());
+
+        let (handlers, registration, gossip_in) = wiring::handlers(&late);
+        let transport_config = TransportConfig { listen: config.listen };
+        let transport = Transport::start(&transport_config, &seams, &credentials, trust.clone(), handlers)?;
+        peers.iter().for_each(|(node, address)| transport.learn(*node, *address));
+
+        let events = Events::new(seams.clock.clone(), boot);
+        let membership_config = MembershipConfig { node: me, address: advertise, incarnation: boot, peers };
+        let datagrams = transport.datagrams().expect("handed out once, here");
+        let link = Arc::new(transport.clone());
+        let membership = Membership::start(membership_config, &seams, link.clone(), datagrams, events.clone());
+        let gossip_config = GossipConfig { cluster: file.cluster, key: credentials.key.clone(), boot };
+        let gossip = Gossip::start(gossip_config, &seams, link, gossip_in, membership.members());
+
+        let surroundings = Arc::new(wiring::Around::new(me, membership.clone(), gossip.clone()));
+        let ledger_config = LedgerConfig { node: me, address: advertise.to_string() };
+        let rpc = Arc::new(transport.clone());
+        let ledger = registration.start(ledger_config, &seams, rpc, surroundings).await?;
+        if let Some(frame) = file.founding.take() {
+            let first = fabric::wire::decode::<Envelope>(&frame)
+                .map_err(|source| DirError::Damaged { file: "cluster", source })?;
+            ledger.init(first.actor, first.command).await?;
+            file.save(&*seams.disk)?;
+        }
+
+        let context = Arc::new(Context {
+            me,
+            name: file.name.clone(),
+            role: file.role,
+            cluster: file.cluster,
+            advertise,
+            offered: offered(parts.host.total()),
+            host: parts.host,
+            runtime: parts.runtime,
+            images: (parts.images)(&transport),
+            ledger,
+            transport,
+            membership,
+            gossip,
+            trust,
+            credentials: std::sync::RwLock::new(credentials),
+            events,
+            operations: Operations::new(seams.clock.clone(), seams.entropy.clone()),
+            lease: watch::Sender::default(),
+            lease_wanted: Notify::new(),
+            held: Held::default(),
+            started_ms: seams.clock.wall().as_millis() as u64,
+            started: Instant::now(),
+            data_dir: config.data_dir,
+            purge_wanted: false.into(),
+            shutdown: CancellationToken::new(),
+            seams,
+        });
+        moving::driver::resume(&context)?;
+        let _ = late.set(context.clone());
+        Ok(Self::run(context, file))
+    }
+
+    fn run(context: Arc<Context>, file: ClusterFile) -> Node {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(reconcile::driver::run(context.clone()));
+        tasks.spawn(caretaker::driver::run(context.clone()));
+        tasks.spawn(lease::run(context.clone()));
+        tasks.spawn(chores::tell(context.clone()));
+        tasks.spawn(chores::follow_trust(context.clone()));
+        tasks.spawn(chores::renew_certificate(context.clone()));
+        tasks.spawn(chores::announce(context.clone()));
+        tasks.spawn(chores::remember_peers(context.clone(), file));
+        tasks.spawn(chores::record_events(context.clone()));
+        let changes = watch::Sender::new(0);
+        let backend = NodeBackend::new(context.clone(), changes.subscribe());
+        tasks.spawn(chores::fan_in(context.clone(), changes));
+        Node { context, backend, tasks }
+    }
+
+    /// The node as its admin port uses it.
+    pub fn backend(&self) -> NodeBackend {
+        self.backend.clone()
+    }
+
+    /// The node's handles.
+    pub fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+
+    /// Stops the node; its machines go on.
+    pub async fn stop(mut self) {
+        self.context.shutdown.cancel();
+        // Each task ends at its next look; a second is more than any of them needs.
+        let ended = async { while self.tasks.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(std::time::Duration::from_secs(1), ended).await;
+        self.tasks.abort_all();
+        self.context.ledger.close().await;
+        self.context.transport.close().await;
+    }
+}

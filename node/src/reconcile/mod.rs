@@ -9,6 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use fabric::ids::{MachineId, NodeId};
 use fabric::model::{Desired, MachineRecord, Placement};
 
+pub mod driver;
+mod publish;
+
 /// What this node has of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {

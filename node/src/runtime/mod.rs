@@ -4,6 +4,7 @@
 //! a supervisor process per machine); the simulator has a fake one. Nothing here decides *whether* a machine should run:
 //! that is `reconcile`, from the ledger's records. Nothing here knows images or networks: a launch names a directory.
 
+pub mod absent;
 mod cgroup;
 mod confine;
 pub mod container;

@@ -1,0 +1,139 @@
+//! Runs the sweep: on hints (membership or ledger changed) and every few seconds without one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use fabric::ids::{MachineId, NodeId};
+use fabric::limits::SWEEP;
+use fabric::model::{MachineRecord, RaftRole};
+use raft_store::command::{Command, PlaceItem};
+use raft_store::state::State;
+
+use super::{Owner, sweep};
+use crate::node::context::Context;
+use crate::schedule;
+
+/// Pause between two looks while something could not be placed or taken yet.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// Cares for machines while this node is a voter or standby. Returns when the node stops.
+pub async fn run(context: Arc<Context>) {
+    let (mut ledger, mut members) = (context.ledger.changed(), context.membership.members());
+    let mut pause = SWEEP;
+    loop {
+        tokio::select! {
+            biased;
+            () = context.shutdown.cancelled() => return,
+            changed = members.changed() => if changed.is_err() { return },
+            changed = ledger.changed() => {
+                let homeless = context.ledger.read(|state| state.unplaced().next().is_some());
+                if changed.is_err() { return }
+                if !homeless { continue }
+            }
+            () = tokio::time::sleep(pause) => {}
+        }
+        pause = if round(&context).await { RETRY } else { SWEEP };
+    }
+}
+
+/// One sweep; true when something is left that may work soon.
+async fn round(context: &Context) -> bool {
+    let caretakers = caretakers(context);
+    if !caretakers.contains(&context.me) {
+        return false;
+    }
+    let owners = owners(context);
+    let now_ms = context.now_ms();
+    let (found, records) = context.ledger.read(|state| {
+        let found = sweep(context.me, now_ms, state.machines.values(), &caretakers, &owners);
+        let ids = found.place.iter().chain(found.take.iter().map(|(machine, ..)| machine));
+        let records: BTreeMap<_, _> = ids.filter_map(|id| Some((*id, state.machines.get(id)?.clone()))).collect();
+        (found, records)
+    });
+    let mut left = false;
+    for (machine, epoch) in found.forget {
+        left |= context.submit(Command::Forget { machine, epoch }).await.is_err();
+    }
+    if !found.place.is_empty() {
+        left |= place(context, &found.place, &records).await;
+    }
+    for (machine, from, epoch) in found.take {
+        let Some(record) = records.get(&machine) else { continue };
+        left |= take(context, record, from, epoch).await;
+    }
+    left
+}
+
+fn caretakers(context: &Context) -> BTreeSet<NodeId> {
+    let status = context.ledger.status();
+    if status.part == RaftRole::Spare {
+        return BTreeSet::new();
+    }
+    let members = context.membership.members();
+    let members = members.borrow();
+    let alive = |node: &NodeId| *node == context.me || members.get(node).is_some_and(|member| member.is_active());
+    status.voters.iter().chain(&status.standbys).copied().filter(alive).collect()
+}
+
+fn owners(context: &Context) -> BTreeMap<NodeId, Owner> {
+    let members = context.membership.members();
+    let members = members.borrow();
+    let judge = |state: &State, node: NodeId| {
+        if node == context.me {
+            return Owner::Alive;
+        }
+        match members.get(&node).map(|member| member.state) {
+            Some(fabric::membership::State::Alive) => Owner::Alive,
+            Some(fabric::membership::State::Down) if !state.is_absent(node) => Owner::Dead,
+            // Never seen since this daemon started: dead only once it has had the time to show itself.
+            None if !state.is_absent(node) && context.has_settled() => Owner::Dead,
+            _ => Owner::Excused,
+        }
+    };
+    context.ledger.read(|state| state.nodes.keys().map(|node| (*node, judge(state, *node))).collect())
+}
+
+/// Proposes places for a batch; true when some have none yet.
+pub async fn place(context: &Context, machines: &[MachineId], records: &BTreeMap<MachineId, MachineRecord>) -> bool {
+    let items: Vec<PlaceItem> =
+        machines.iter().filter_map(|id| records.get(id)).map(|record| item(context, record)).collect();
+    let none = items.iter().any(|item| item.candidates.is_empty());
+    match context.submit(Command::Place { items }).await {
+        Ok(_) => none,
+        Err(failure) => {
+            tracing::warn!(reason = %failure, "machines were not placed");
+            true
+        }
+    }
+}
+
+/// One machine's part of a placement, with the reason when no node can take it.
+pub fn item(context: &Context, record: &MachineRecord) -> PlaceItem {
+    let (candidates, reason) = match schedule::plan(record.id, &record.spec, &context.inventory(record)) {
+        Ok(candidates) => (candidates, None),
+        Err(error) => (Vec::new(), Some(error.to_string())),
+    };
+    PlaceItem { machine: record.id, expected_epoch: record.epoch, candidates, reason }
+}
+
+async fn take(context: &Context, record: &MachineRecord, from: NodeId, epoch: u64) -> bool {
+    let takeover = Command::Takeover {
+        machine: record.id,
+        epoch,
+        from,
+        candidates: item(context, record).candidates,
+        judged_term: 0, // the leader judges the lease, and puts the term of its judgement here
+        reason: "its node was confirmed dead".into(),
+    };
+    match context.submit(takeover).await {
+        Ok(_) => {
+            tracing::info!(machine = %record.name, from = %from.short(), "taken over from a dead node");
+            false
+        }
+        Err(error) => {
+            tracing::debug!(machine = %record.name, reason = %error, "not taken over yet");
+            true
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! Drives a move from its source, and lets any other node follow it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fabric::ids::{MoveId, NodeId};
+use fabric::model::{Desired, MachineRecord};
+use fabric::records;
+use fabric::rpc::Refusal;
+use fabric::seams::draw;
+use fabric::transport::{Class, StreamRequest};
+use fabric::wire;
+use raft_store::command::Command;
+use rkyv::{Archive, Deserialize, Serialize};
+use tokio::io::AsyncWriteExt;
+
+use super::marker::{self, MarkerV1};
+use super::{Verdict, verdict};
+use crate::api::failure::Failure;
+use crate::node::admission::{Late, started};
+use crate::node::asks::{self, LAYER, MOVE};
+use crate::node::context::Context;
+use crate::node::failures::words;
+use crate::node::operations::Progress;
+use crate::node::serving;
+use crate::reconcile::driver::HeldGuard;
+use crate::transfer::{self, Source};
+
+/// How long the owner may take to begin.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+/// The destination answers the announcement within this time: it may have to fetch the image first.
+const READY_TIMEOUT: Duration = Duration::from_secs(300);
+/// SIGTERM to SIGKILL of a machine that moves.
+const GRACE: Duration = Duration::from_secs(10);
+/// How long the source waits to see the machine run at its destination before it says so.
+const RUNNING_TIMEOUT: Duration = Duration::from_secs(60);
+/// Pause between two questions about a verdict.
+const DOUBT: Duration = Duration::from_millis(500);
+
+/// Header of a stream that asks the owner to move a machine.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct MoveAskV1 {
+    /// The machine.
+    pub machine: fabric::ids::MachineId,
+    /// Its destination.
+    pub to: NodeId,
+}
+
+/// What the owner tells on that stream.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct MoveNewsV1 {
+    /// Its phase.
+    pub phase: String,
+    /// 0 to 1000.
+    pub permille: u32,
+    /// Predicted outage.
+    pub outage_ms: Option<u64>,
+    /// The end: none yet, well, or why not.
+    pub end: Option<Option<Refusal>>,
+}
+
+records!(MoveAskV1 = (372, 1), MoveNewsV1 = (373, 1));
+
+/// Moves a machine whose owner may be this node or another.
+///
+/// # Errors
+/// When the move was given up: the machine is where it was then, unless the failure says that this is unknown.
+pub async fn from_anywhere(
+    context: &Arc<Context>,
+    record: &MachineRecord,
+    to: NodeId,
+    progress: &Progress,
+) -> Result<(), Failure> {
+    let Some(placement) = record.placement else {
+        return Err(Failure::new("not-placed", format!("machine {} is on no node", record.name)));
+    };
+    if placement.node == context.me {
+        return run(context, record, to, progress).await;
+    }
+    let header = wire::encode(&MoveAskV1 { machine: record.id, to });
+    let mut stream = context.transport.open(placement.node, Class::Control, MOVE, header, OPEN_TIMEOUT).await?;
+    loop {
+        let news = match serving::read_frame(&mut stream).await {
+            Ok(Some(frame)) => {
+                wire::decode::<MoveNewsV1>(&frame).map_err(|error| Failure::internal(error.to_string()))?
+            }
+            Ok(None) | Err(_) => {
+                return Err(Failure::new("timeout", "the owner went silent: how the move ended is unknown")
+                    .hint(format!("smartnode machine inspect {}", record.name)));
+            }
+        };
+        progress.phase(&news.phase, news.permille);
+        news.outage_ms.into_iter().for_each(|outage_ms| progress.predict(outage_ms));
+        match news.end {
+            Some(None) => return Ok(()),
+            Some(Some(refusal)) => return Err(refusal.into()),
+            None => {}
+        }
+    }
+}
+
+/// Serves [`MOVE`]: this node is the owner.
+pub async fn serve(late: Late, request: StreamRequest) {
+    let prepared = (|| {
+        asks::operator(request.peer)?;
+        let context = started(&late)?;
+        let ask: MoveAskV1 = asks::read(&request.header)?;
+        let record = context.ledger.read(|state| state.machines.get(&ask.machine).cloned());
+        let record = record.ok_or_else(|| Refusal::new("not-found", "there is no such machine"))?;
+        let progress = context.operations.begin("move", Some(record.tenant.clone()), record.name.as_str())?;
+        Ok((context, record, ask.to, progress))
+    })();
+    let (context, record, to, progress) = match prepared {
+        Ok(prepared) => prepared,
+        Err(refusal) => return request.refuse(refusal).await,
+    };
+    let Ok(mut stream) = request.accept().await else { return };
+    let mut steps = context.operations.watch();
+    let end = {
+        let moving = run(&context, &record, to, &progress);
+        tokio::pin!(moving);
+        loop {
+            tokio::select! {
+                biased;
+                end = &mut moving => break end,
+                _ = steps.changed() => {
+                    // Who asked may be gone: the move goes on, since its outcome is the ledger's.
+                    let _ = tell(&mut stream, &progress, None).await;
+                }
+            }
+        }
+    };
+    let refusal = end.err().map(Refusal::from);
+    let _ = tell(&mut stream, &progress, Some(refusal.clone())).await;
+    let _ = stream.shutdown().await;
+    match refusal {
+        None => progress.done(),
+        Some(refusal) => progress.failed(refusal),
+    }
+}
+
+async fn tell(
+    stream: &mut fabric::transport::Stream,
+    progress: &Progress,
+    end: Option<Option<Refusal>>,
+) -> std::io::Result<()> {
+    let view = progress.view();
+    let news =
+        MoveNewsV1 { phase: view.phase, permille: view.progress_permille, outage_ms: view.predicted_outage_ms, end };
+    stream.write_all(&wire::encode(&news)).await
+}
+
+/// Moves a machine that this node owns.
+async fn run(context: &Arc<Context>, record: &MachineRecord, to: NodeId, progress: &Progress) -> Result<(), Failure> {
+    progress.phase("preflight", 20);
+    let Some(placement) = record.placement.filter(|placement| placement.node == context.me) else {
+        return Err(Failure::new("conflict", "the machine has left this node").hint("look where it is, and try again"));
+    };
+    let Some(held) = context.held.take(record.id) else {
+        return Err(Failure::new("moving", format!("machine {} is being moved already", record.name)));
+    };
+    let marker = MarkerV1 { machine: record.id, id: MoveId(draw(&*context.seams.entropy)), epoch: placement.epoch };
+    progress.phase("reserve", 50);
+    let begin = Command::MoveBegin { machine: record.id, from_epoch: placement.epoch, id: marker.id, to };
+    context.submit(begin).await?;
+    if let Err(failure) = bring(context, record, marker, to, progress).await {
+        give_up(context, marker, held).await;
+        return Err(failure);
+    }
+    progress.phase("switch", 900);
+    let disk = &*context.seams.disk;
+    if let Err(error) = marker::add(disk, marker::OUT, marker) {
+        give_up(context, marker, held).await;
+        return Err(Failure::internal(format!("the move could not be noted on disk: {error}")));
+    }
+    let switch = Command::MoveSwitch { machine: record.id, id: marker.id, from_epoch: placement.epoch };
+    let verdict = match context.submit(switch).await {
+        Ok(_) => Verdict::Switched,
+        // Refused or unknown: only the ledger knows which of SWITCH and ABORT came first.
+        Err(failure) => {
+            tracing::warn!(machine = %record.name, reason = %failure, "asking for the verdict of a move");
+            settle(context, marker).await
+        }
+    };
+    settled(context, marker, held);
+    if verdict != Verdict::Switched {
+        return Err(Failure::new("aborted", "the move was given up; the machine stays where it was"));
+    }
+    progress.phase("starting there", 950);
+    wait_running(context, record).await
+}
+
+/// Brings the layer across and stops the machine for the last of it.
+async fn bring(
+    context: &Arc<Context>,
+    record: &MachineRecord,
+    marker: MarkerV1,
+    to: NodeId,
+    progress: &Progress,
+) -> Result<(), Failure> {
+    let stream = context.transport.open(to, Class::Bulk, LAYER, Vec::new(), OPEN_TIMEOUT).await?;
+    let upper = context.runtime.writable_layer(record.id);
+    let halves = (stream.reader, stream.writer);
+    let report = Arc::new(|_: transfer::Progress| {});
+    let clock = context.seams.clock.clone();
+    let opening = Source::open(halves, (marker.id, record.id), upper, clock, report);
+    let opened = tokio::time::timeout(READY_TIMEOUT, opening).await;
+    let mut source = opened.map_err(|_| Failure::timeout("the destination", READY_TIMEOUT))?.map_err(broken)?;
+    progress.phase("sync", 200);
+    let outage = source.sync().await.map_err(broken)?;
+    progress.predict(outage.as_millis() as u64);
+    if progress.cancelled.is_cancelled() {
+        return Err(Failure::new("cancelled", "the move was cancelled before the machine was stopped"));
+    }
+    progress.phase("stop", 600);
+    if record.desired == Desired::Running {
+        context.runtime.stop(record.id, GRACE).await?;
+    }
+    progress.phase("final delta", 700);
+    let prepared = source.finish().await.map_err(broken)?;
+    tracing::info!(machine = %record.name, bytes = prepared.sent_bytes, "the layer is across");
+    Ok(())
+}
+
+fn broken(error: transfer::SendError) -> Failure {
+    Failure::new("transfer", words(&error)).hint("the machine stays where it was; try again, the transfer resumes")
+}
+
+/// ABORT before any SWITCH was proposed: the machine may run again at once, since nobody else can propose one.
+async fn give_up(context: &Arc<Context>, marker: MarkerV1, held: HeldGuard) {
+    drop(held);
+    let abort = Command::MoveAbort { machine: marker.machine, id: marker.id, from_epoch: marker.epoch };
+    if let Err(failure) = context.submit(abort).await {
+        tracing::warn!(machine = %marker.machine.short(), reason = %failure, "the reservation of a move is still there");
+        let context = context.clone();
+        tokio::spawn(async move { settle(&context, marker).await });
+    }
+}
+
+/// Asks until the ledger has decided: proposes ABORT, and reads what was first. Bounded by nothing but the node's life,
+/// for that is the rule: no time-out may start the machine again.
+async fn settle(context: &Context, marker: MarkerV1) -> Verdict {
+    loop {
+        let abort = Command::MoveAbort { machine: marker.machine, id: marker.id, from_epoch: marker.epoch };
+        let _ = context.submit(abort).await;
+        if context.ledger.linearizable().await.is_ok() {
+            let found = context
+                .ledger
+                .read(|state| verdict(state.machines.get(&marker.machine), context.me, marker.id, marker.epoch));
+            if found != Verdict::Open {
+                return found;
+            }
+        }
+        tokio::select! {
+            biased;
+            () = context.shutdown.cancelled() => return Verdict::Open,
+            () = tokio::time::sleep(DOUBT) => {}
+        }
+    }
+}
+
+fn settled(context: &Context, marker: MarkerV1, held: HeldGuard) {
+    if context.shutdown.is_cancelled() {
+        // The verdict may be open: the marker stays for the next start.
+        return;
+    }
+    if let Err(error) = marker::remove(&*context.seams.disk, marker::OUT, marker.machine) {
+        tracing::warn!(%error, "a move's note stays and is looked at again at the next start");
+    }
+    drop(held);
+}
+
+async fn wait_running(context: &Context, record: &MachineRecord) -> Result<(), Failure> {
+    let mut changed = context.ledger.changed();
+    let confirmed = || {
+        context.ledger.read(|state| match state.machines.get(&record.id) {
+            None => true,
+            Some(now) => now.placement.is_some_and(|placement| placement.node != context.me && placement.confirmed),
+        })
+    };
+    let wait = async {
+        while !confirmed() {
+            if changed.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(RUNNING_TIMEOUT, wait).await.map_err(|_| {
+        Failure::timeout("the destination", RUNNING_TIMEOUT)
+            .hint(format!("it owns the machine now: smartnode machine inspect {}", record.name))
+    })
+}
+
+/// After a start of the daemon: takes the machines with an undecided move from the reconciler and learns their verdicts.
+///
+/// # Errors
+/// When the notes cannot be read: nothing may be started then.
+pub fn resume(context: &Arc<Context>) -> std::io::Result<()> {
+    let noted = marker::load(&*context.seams.disk, marker::OUT)?;
+    for marker in noted {
+        let Some(held) = context.held.take(marker.machine) else { continue };
+        let context = context.clone();
+        tokio::spawn(async move {
+            let verdict = settle(&context, marker).await;
+            tracing::info!(machine = %marker.machine.short(), ?verdict, "a move of before the restart is decided");
+            settled(&context, marker, held);
+        });
+    }
+    // A reservation without a note: the daemon died before it could propose anything. Give the room back.
+    let me = context.me;
+    let stale: Vec<MarkerV1> = context.ledger.read(|state| {
+        let moving = state.machines_on(me).filter_map(|record| {
+            let placement = record.placement?;
+            Some(MarkerV1 { machine: record.id, id: placement.moving?.id, epoch: placement.epoch })
+        });
+        moving.collect()
+    });
+    for marker in stale {
+        let Some(held) = context.held.take(marker.machine) else { continue };
+        let context = context.clone();
+        tokio::spawn(async move {
+            settle(&context, marker).await;
+            drop(held);
+        });
+    }
+    Ok(())
+}

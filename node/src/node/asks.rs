@@ -1,0 +1,150 @@
+//! What nodes ask each other about machines and trust, as framed messages.
+//!
+//! Request kinds of this package are 300-349, kinds of streams 350-399. Only voter-role peers may reach into machines:
+//! a worker speaks for itself alone (design section 4).
+
+use fabric::ids::MachineId;
+use fabric::model::{MachineStatus, Tombstone};
+use fabric::records;
+use fabric::rpc::{Kind, Refusal};
+use fabric::wire::{self, Record};
+use rkyv::{Archive, Deserialize, Serialize};
+
+/// Ask a node what it observes of machines.
+pub const STATUS: Kind = 300;
+/// Ask a node for all tombstones that it holds.
+pub const TOMBSTONES: Kind = 301;
+/// Ask a voter for a certificate.
+pub const ISSUE: Kind = 302;
+
+/// A stream to a program in a machine: frames of `api::frames`.
+pub const EXEC: Kind = 350;
+/// A stream of a machine's log lines.
+pub const LOGS: Kind = 351;
+/// A stream to a TCP port of a machine.
+pub const CONNECT: Kind = 352;
+/// A stream of an image's chunks.
+pub const IMAGE: Kind = 353;
+/// A stream that asks the owner of a machine to move it, and tells how it goes.
+pub const MOVE: Kind = 355;
+/// A stream that carries a machine's writable layer.
+pub const LAYER: Kind = 354;
+
+/// Most machines in one [`STATUS`] question.
+pub const STATUS_MACHINES_MAX: usize = 4096;
+
+/// [`STATUS`].
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct StatusAskV1 {
+    /// At most [`STATUS_MACHINES_MAX`].
+    pub machines: Vec<MachineId>,
+}
+
+/// The answer to [`STATUS`]: those of the asked machines that the node has.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct StatusAnswerV1 {
+    /// One for each.
+    pub statuses: Vec<MachineStatus>,
+}
+
+/// The answer to [`TOMBSTONES`].
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct TombstonesV1 {
+    /// Every one is verified by who gets it.
+    pub tombstones: Vec<Tombstone>,
+}
+
+/// [`ISSUE`].
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct IssueAskV1 {
+    /// Raw Ed25519 key of an admitted node.
+    pub public_key: [u8; 32],
+}
+
+/// The answer to [`ISSUE`].
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct IssueAnswerV1 {
+    /// DER.
+    pub certificate: Vec<u8>,
+    /// The CA that signed it, DER.
+    pub ca: Vec<u8>,
+}
+
+/// Header of [`EXEC`].
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct ExecAskV1 {
+    /// The machine.
+    pub machine: MachineId,
+    /// Program and arguments.
+    pub argv: Vec<String>,
+    /// Standard input is sent.
+    pub stdin: bool,
+}
+
+/// Header of [`LOGS`].
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct LogsAskV1 {
+    /// The machine.
+    pub machine: MachineId,
+    /// The last this many lines.
+    pub tail: Option<u32>,
+    /// Go on.
+    pub follow: bool,
+}
+
+/// One line on a [`LOGS`] stream.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct LogLineV1 {
+    /// Unix milliseconds.
+    pub at_ms: u64,
+    /// From standard error.
+    pub stderr: bool,
+    /// Without its end.
+    pub text: String,
+}
+
+/// Header of [`CONNECT`].
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct ConnectAskV1 {
+    /// The machine.
+    pub machine: MachineId,
+    /// TCP port inside it.
+    pub port: u16,
+}
+
+records!(
+    StatusAskV1 = (361, 1),
+    StatusAnswerV1 = (362, 1),
+    TombstonesV1 = (363, 1),
+    IssueAskV1 = (364, 1),
+    IssueAnswerV1 = (365, 1),
+    ExecAskV1 = (366, 1),
+    LogsAskV1 = (367, 1),
+    LogLineV1 = (368, 1),
+    ConnectAskV1 = (369, 1),
+);
+
+/// Reads a peer's question.
+///
+/// # Errors
+/// `garbled`: it is not the message that its kind promises.
+pub fn read<T: Record>(frame: &[u8]) -> Result<T, Refusal>
+where
+    T::Archived: for<'a> rkyv::bytecheck::CheckBytes<rkyv::api::high::HighValidator<'a, rkyv::rancor::Error>>
+        + rkyv::Deserialize<T, rkyv::api::high::HighDeserializer<rkyv::rancor::Error>>,
+{
+    wire::decode(frame)
+        .map_err(|error| Refusal::new("garbled", error.to_string()).hint("do all nodes run one version?"))
+}
+
+/// Refuses peers that only speak for themselves.
+///
+/// # Errors
+/// `denied` for a worker.
+pub fn operator(peer: fabric::rpc::Peer) -> Result<(), Refusal> {
+    match peer.role {
+        fabric::model::Role::Voter => Ok(()),
+        fabric::model::Role::Worker => Err(Refusal::new("denied", "a worker reaches no machines of other nodes")
+            .hint("run the command on a node that was admitted as voter")),
+    }
+}

@@ -1,0 +1,68 @@
+//! What owners observe: asked of them in parallel under a deadline, with those named who did not answer.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use fabric::ids::{MachineId, NodeId};
+use fabric::model::{MachineRecord, MachineStatus, Name};
+use fabric::rpc::Rpc;
+use fabric::wire;
+use futures_util::future::join_all;
+
+use crate::node::asks::{STATUS, STATUS_MACHINES_MAX, StatusAnswerV1, StatusAskV1};
+use crate::node::context::Context;
+
+/// How long a list waits for owners.
+const DEADLINE: Duration = Duration::from_secs(1);
+
+/// Statuses by machine, and the names of owners that did not answer.
+pub struct Observations {
+    /// What was told.
+    pub statuses: BTreeMap<MachineId, MachineStatus>,
+    /// Who did not tell.
+    pub unreachable: Vec<Name>,
+}
+
+/// Asks the owners of these machines.
+pub async fn of(context: &Context, records: &[MachineRecord]) -> Observations {
+    let mut by_owner: BTreeMap<NodeId, Vec<MachineId>> = BTreeMap::new();
+    for record in records {
+        if let Some(placement) = &record.placement {
+            by_owner.entry(placement.node).or_default().push(record.id);
+        }
+    }
+    let asked =
+        by_owner.into_iter().map(|(owner, machines)| async move { (owner, ask(context, owner, machines).await) });
+    let mut found = Observations { statuses: BTreeMap::new(), unreachable: Vec::new() };
+    for (owner, answer) in join_all(asked).await {
+        match answer {
+            Some(statuses) => found.statuses.extend(statuses.into_iter().map(|status| (status.id, status))),
+            None => found.unreachable.extend(context.node_name(owner).parse()),
+        }
+    }
+    found
+}
+
+async fn ask(context: &Context, owner: NodeId, machines: Vec<MachineId>) -> Option<Vec<MachineStatus>> {
+    if owner == context.me {
+        return Some(local(context, &machines).await);
+    }
+    let mut found = Vec::with_capacity(machines.len());
+    for part in machines.chunks(STATUS_MACHINES_MAX) {
+        let question = wire::encode(&StatusAskV1 { machines: part.to_vec() });
+        let answer = context.transport.call(owner, STATUS, question, DEADLINE).await.ok()?;
+        found.extend(wire::decode::<StatusAnswerV1>(&answer).ok()?.statuses);
+    }
+    Some(found)
+}
+
+/// What this node observes of the machines; those that it does not have are left out.
+pub async fn local(context: &Context, machines: &[MachineId]) -> Vec<MachineStatus> {
+    let mut found = Vec::with_capacity(machines.len());
+    for machine in machines {
+        if let Ok(status) = context.runtime.status(*machine).await {
+            found.push(status);
+        }
+    }
+    found
+}

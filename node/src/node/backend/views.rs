@@ -1,0 +1,97 @@
+//! From records and observations to what the API shows.
+
+use fabric::ids::NodeId;
+use fabric::membership::State as MemberState;
+use fabric::model::{MachineRecord, MachineStatus, Name, NodeRecord, NodeState};
+use raft_store::state::State;
+
+use crate::api::backend::{Liveness, MachineView, NodeView};
+use crate::api::failure::Failure;
+use crate::node::context::Context;
+
+/// Fewest digits by which a node may be named.
+const ID_DIGITS_MIN: usize = 6;
+/// Depth of the tenants' tree that is looked at.
+const TENANT_DEPTH_MAX: usize = 64;
+
+/// A node by name, id, or the beginning of its id when that is unambiguous.
+pub fn find_node(context: &Context, text: &str) -> Result<NodeRecord, Failure> {
+    context.ledger.read(|state| {
+        let named = text.parse::<Name>().ok().and_then(|name| state.node_by_name(&name));
+        if let Some(record) = named {
+            return Ok(record.clone());
+        }
+        if text.len() < ID_DIGITS_MIN || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(Failure::not_found("node", text));
+        }
+        let mut found = state.nodes.values().filter(|record| record.id.to_string().starts_with(text));
+        match (found.next(), found.next()) {
+            (Some(record), None) => Ok(record.clone()),
+            (Some(_), Some(_)) => Err(Failure::invalid("node", text, "several nodes begin with this id")),
+            _ => Err(Failure::not_found("node", text)),
+        }
+    })
+}
+
+/// Everything about a node.
+pub fn node(context: &Context, record: NodeRecord) -> NodeView {
+    let (liveness, liveness_since_ms) = liveness(context, record.id);
+    let state = context.gossiped().get(&record.id).map(|state| NodeState::clone(state));
+    let (free, machines) =
+        context.ledger.read(|ledger| (ledger.free(record.id), ledger.machines_on(record.id).count() as u32));
+    NodeView { record, liveness, liveness_since_ms, state, free, machines }
+}
+
+/// What membership says of a node; this one is alive.
+pub fn liveness(context: &Context, node: NodeId) -> (Liveness, u64) {
+    if node == context.me {
+        return (Liveness::Alive, context.started_ms);
+    }
+    let members = context.membership.members();
+    let members = members.borrow();
+    match members.get(&node) {
+        None => (Liveness::Unknown, context.started_ms),
+        Some(member) => {
+            let liveness = match member.state {
+                MemberState::Alive => Liveness::Alive,
+                MemberState::Suspect => Liveness::Suspect,
+                MemberState::Down => Liveness::Down,
+            };
+            (liveness, member.since_ms)
+        }
+    }
+}
+
+fn name_of(state: &State, node: NodeId) -> Name {
+    let record = state.nodes.get(&node).map(|record| record.name.clone());
+    // A removed node has no record any more; its short id is a valid name.
+    record.unwrap_or_else(|| node.short().parse().expect("hexadecimal digits are a name"))
+}
+
+/// A machine with the names of its nodes.
+pub fn machine(context: &Context, record: MachineRecord, status: Option<MachineStatus>) -> MachineView {
+    let (node, pinned, moving_to) = context.ledger.read(|state| {
+        let placement = record.placement;
+        (
+            placement.map(|placement| name_of(state, placement.node)),
+            record.spec.pinned.map(|node| name_of(state, node)),
+            placement.and_then(|placement| placement.moving).map(|moving| name_of(state, moving.to)),
+        )
+    });
+    MachineView { record, node, pinned, moving_to, status }
+}
+
+/// `tenant` is `root` or below it.
+pub fn is_below(context: &Context, tenant: &Name, root: &Name) -> bool {
+    context.ledger.read(|state| {
+        let mut at = Some(tenant.clone());
+        for _ in 0..TENANT_DEPTH_MAX {
+            match at {
+                Some(name) if name == *root => return true,
+                Some(name) => at = state.tenants.get(&name).and_then(|record| record.parent.clone()),
+                None => return false,
+            }
+        }
+        false
+    })
+}

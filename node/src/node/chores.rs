@@ -1,0 +1,300 @@
+//! What a node does all the time, each a small loop: tell peers about itself, follow whom to trust, renew its
+//! certificate, announce its address, remember peers, record events.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fabric::events::Happening;
+use fabric::identity::Credentials;
+use fabric::ids::NodeId;
+use fabric::model::{Capacity, MachineState, NodeState};
+use fabric::rpc::Rpc;
+use fabric::wire;
+use raft_store::command::{Command, NodePatch};
+use tokio::sync::{broadcast, watch};
+
+use super::asks::{TOMBSTONES, TombstonesV1};
+use super::context::Context;
+use super::dir::{ClusterFile, PEERS_MAX};
+
+/// A node tells its state this often, and at once when its part in Raft changes.
+const TELL: Duration = Duration::from_secs(1);
+/// Digests of images that fit a statement.
+const IMAGES_TOLD_MAX: usize = 64;
+/// Certificates are looked at this often; a renewal that failed is tried again then.
+const RENEWAL_LOOK: Duration = Duration::from_secs(60);
+/// A renewal's deadline.
+const RENEWAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Peers are written down at most this often.
+const REMEMBER: Duration = Duration::from_secs(10);
+/// Deadline of a question about tombstones.
+const TRUST_TIMEOUT: Duration = Duration::from_secs(2);
+/// Between two tries to announce this node's address and capacity.
+const ANNOUNCE_RETRY: Duration = Duration::from_secs(2);
+
+/// Waits, or returns false because the node stops.
+async fn pause(context: &Context, how_long: Duration) -> bool {
+    tokio::select! {
+        biased;
+        () = context.shutdown.cancelled() => false,
+        () = tokio::time::sleep(how_long) => true,
+    }
+}
+
+/// Gossips this node's state.
+pub async fn tell(context: Arc<Context>) {
+    loop {
+        context.gossip.publish(statement(&context).await);
+        if !pause(&context, TELL).await {
+            return;
+        }
+    }
+}
+
+async fn statement(context: &Context) -> NodeState {
+    let ledger = context.ledger.status();
+    let pressure = context.host.pressure();
+    let observed = context.runtime.list().await.unwrap_or_default();
+    let mut machines = [0; 4];
+    for machine in &observed {
+        let at = match machine.status.state {
+            MachineState::Running | MachineState::Restarting | MachineState::Preparing => 0,
+            MachineState::Frozen => 1,
+            MachineState::Failed => 3,
+            _ => 2,
+        };
+        machines[at] += 1;
+    }
+    let mut images = context.images.held();
+    images.truncate(IMAGES_TOLD_MAX);
+    let free: Capacity = context.ledger.read(|state| state.free(context.me));
+    let tombstones = context.trust.read().expect("no holder of this lock panics").digest();
+    NodeState {
+        node: context.me,
+        sequence: 0, // gossip numbers its statements
+        address: context.advertise,
+        version: env!("CARGO_PKG_VERSION").into(),
+        capacity: context.offered,
+        free,
+        memory_available_bytes: pressure.memory_available_bytes,
+        load_millis: pressure.load_millis,
+        machines,
+        images,
+        raft: ledger.part,
+        leader: ledger.leader,
+        applied: (ledger.epoch, ledger.applied),
+        tombstones,
+    }
+}
+
+/// Takes in CAs and tombstones from the ledger, and tombstones from peers whose set differs: a removed node is cut off
+/// wherever word of its removal comes first.
+pub async fn follow_trust(context: Arc<Context>) {
+    let (mut ledger, mut gossip) = (context.ledger.changed(), context.gossip.changed());
+    let mut applied = u64::MAX;
+    loop {
+        let index = *ledger.borrow_and_update();
+        if applied != index {
+            applied = index;
+            from_ledger(&context);
+        }
+        from_peers(&context).await;
+        tokio::select! {
+            biased;
+            () = context.shutdown.cancelled() => return,
+            changed = ledger.changed() => if changed.is_err() { return },
+            changed = gossip.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+fn from_ledger(context: &Context) {
+    let known: BTreeSet<NodeId> = {
+        let trust = context.trust.read().expect("no holder of this lock panics");
+        trust.tombstones().keys().copied().collect()
+    };
+    let (tombstones, cas) = context.ledger.read(|state| {
+        let news: Vec<_> = state.tombstones.values().filter(|stone| !known.contains(&stone.node)).cloned().collect();
+        (news, state.cas.values().map(|ca| ca.cert_der.clone()).collect::<Vec<_>>())
+    });
+    accept(context, tombstones, cas);
+}
+
+async fn from_peers(context: &Context) {
+    let own = context.trust.read().expect("no holder of this lock panics").digest();
+    let differing: Vec<NodeId> =
+        context.gossiped().values().filter(|said| said.tombstones != own).map(|said| said.node).collect();
+    for node in differing.into_iter().filter(|node| *node != context.me).take(1) {
+        let Ok(answer) = context.transport.call(node, TOMBSTONES, Vec::new(), TRUST_TIMEOUT).await else { continue };
+        let Ok(answer) = wire::decode::<TombstonesV1>(&answer) else { continue };
+        accept(context, answer.tombstones, Vec::new());
+    }
+}
+
+fn accept(context: &Context, tombstones: Vec<fabric::model::Tombstone>, cas: Vec<Vec<u8>>) {
+    let removed: Vec<NodeId> = {
+        let mut trust = context.trust.write().expect("no holder of this lock panics");
+        let before = (trust.digest(), trust.cas().count());
+        for ca in cas {
+            if let Err(error) = trust.add_ca(ca) {
+                tracing::warn!(%error, "a CA of the ledger was not taken in");
+            }
+        }
+        let named: Vec<NodeId> = tombstones.iter().map(|stone| stone.node).collect();
+        let known: Vec<NodeId> = named.into_iter().filter(|node| trust.is_removed(*node)).collect();
+        let all: Vec<NodeId> = tombstones.iter().map(|stone| stone.node).collect();
+        if let Err(error) = trust.merge(tombstones) {
+            tracing::warn!(%error, "tombstones were not taken in");
+        }
+        if before != (trust.digest(), trust.cas().count())
+            && let Err(error) = trust.save(&*context.seams.disk)
+        {
+            tracing::warn!(%error, "whom to trust could not be written down; it is in force all the same");
+        }
+        all.into_iter().filter(|node| !known.contains(node) && trust.is_removed(*node)).collect()
+    };
+    for node in removed {
+        tracing::info!(node = %node.short(), "cut off: it was removed from the cluster");
+        context.transport.cut(node);
+        let membership = context.membership.clone();
+        tokio::spawn(async move { membership.remove(node).await });
+    }
+}
+
+/// Renews this node's certificate when a third of its life is left.
+pub async fn renew_certificate(context: Arc<Context>) {
+    loop {
+        let due = {
+            let credentials = context.credentials.read().expect("no holder of this lock panics");
+            credentials.renewal_due(context.seams.clock.wall())
+        };
+        if due {
+            renew(&context).await;
+        }
+        if !pause(&context, RENEWAL_LOOK).await {
+            return;
+        }
+    }
+}
+
+async fn renew(context: &Context) {
+    let others: BTreeSet<NodeId> =
+        context.ledger.status().voters.into_iter().chain(context.membership.active().into_keys()).collect();
+    for node in others {
+        let Ok(answer) = context.transport.renew(node, RENEWAL_TIMEOUT).await else { continue };
+        let key = context.credentials.read().expect("no holder of this lock panics").key.clone();
+        let renewed = Credentials::new(key, answer.certificate, answer.ca);
+        match renewed.and_then(|renewed| renewed.save(&*context.seams.disk).map(|()| renewed)) {
+            Ok(renewed) => {
+                context.transport.set_credentials(&renewed);
+                *context.credentials.write().expect("no holder of this lock panics") = renewed;
+                tracing::info!("the certificate is renewed");
+                return;
+            }
+            Err(error) => tracing::warn!(%error, "a renewed certificate cannot be used"),
+        }
+    }
+    tracing::warn!("the certificate is due for renewal and no peer has renewed it yet");
+}
+
+/// Tells the ledger that this node is back, where it listens and what it offers, once after each start.
+pub async fn announce(context: Arc<Context>) {
+    loop {
+        let record = context.ledger.read(|state| state.nodes.get(&context.me).cloned());
+        if let Some(record) = record {
+            let patch = NodePatch {
+                address: (record.address != context.advertise.to_string()).then(|| context.advertise.to_string()),
+                capacity: (record.capacity != context.offered).then_some(context.offered),
+                ..NodePatch::default()
+            };
+            let mut commands = Vec::new();
+            if patch != NodePatch::default() {
+                commands.push(Command::UpdateNode {
+                    node: context.me,
+                    patch: Box::new(patch),
+                    expected_revision: None,
+                });
+            }
+            if record.absent_until_ms.is_some() {
+                commands.push(Command::EndAbsence { node: context.me });
+            }
+            let mut done = true;
+            for command in commands {
+                done &= context.submit(command).await.is_ok();
+            }
+            if done {
+                return;
+            }
+        }
+        if !pause(&context, ANNOUNCE_RETRY).await {
+            return;
+        }
+    }
+}
+
+/// Writes down whom this node knows, for its next start.
+pub async fn remember_peers(context: Arc<Context>, mut file: ClusterFile) {
+    file.advertise = context.advertise.to_string();
+    loop {
+        let mut peers: Vec<_> = context.membership.active().into_iter().collect();
+        peers.retain(|(node, _)| *node != context.me);
+        let voters: BTreeSet<NodeId> = context.ledger.status().voters.into_iter().collect();
+        peers.sort_by_key(|(node, _)| (!voters.contains(node), *node));
+        peers.truncate(PEERS_MAX);
+        let peers: Vec<_> = peers.into_iter().map(|(node, address)| (node, address.to_string())).collect();
+        // An empty list is no news: whoever is cut off needs the old one most.
+        if !peers.is_empty() && peers != file.peers {
+            file.peers = peers;
+            if let Err(error) = file.save(&*context.seams.disk) {
+                tracing::warn!(%error, "peers could not be written down");
+            }
+        }
+        if !pause(&context, REMEMBER).await {
+            return;
+        }
+    }
+}
+
+/// Records what the ledger applies as events.
+pub async fn record_events(context: Arc<Context>) {
+    let mut applied = context.ledger.subscribe();
+    loop {
+        let entry = tokio::select! {
+            biased;
+            () = context.shutdown.cancelled() => return,
+            entry = applied.recv() => entry,
+        };
+        match entry {
+            Ok(entry) if entry.refused.is_none() => {
+                context.events.record(super::backend::happening(entry.index, entry.verb, &entry.about));
+            }
+            Ok(_) => {}
+            Err(broadcast::error::RecvError::Lagged(lost)) => {
+                let message = format!("{lost} events were not kept: too many at once");
+                context.events.record(Happening { kind: "events-lost", message, ..Happening::default() });
+            }
+            Err(broadcast::error::RecvError::Closed) => return,
+        }
+    }
+}
+
+/// Grows one number with everything that a waiting client could wait for.
+pub async fn fan_in(context: Arc<Context>, changes: watch::Sender<u64>) {
+    let (mut ledger, mut members) = (context.ledger.changed(), context.membership.members());
+    let (mut operations, mut runtime) = (context.operations.watch(), context.runtime.watch());
+    loop {
+        let changed = tokio::select! {
+            biased;
+            () = context.shutdown.cancelled() => return,
+            changed = ledger.changed() => changed,
+            changed = members.changed() => changed,
+            changed = operations.changed() => changed,
+            changed = runtime.changed() => changed,
+        };
+        if changed.is_err() {
+            return;
+        }
+        changes.send_modify(|version| *version += 1);
+    }
+}

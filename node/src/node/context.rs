@@ -1,0 +1,216 @@
+//! What the parts of a node share: handles, and the few questions that several of them ask.
+//!
+//! It holds no state of its own that anything decides by: the ledger, membership, gossip and the runtime do.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fabric::events::Events;
+use fabric::gossip::{Gossip, States};
+use fabric::identity::{Credentials, SharedTrust};
+use fabric::ids::{ClusterId, Digest, MachineId, NodeId};
+use fabric::membership::Membership;
+use fabric::model::{Capacity, MachineRecord, Name, Role};
+use fabric::seams::Seams;
+use fabric::transport::Transport;
+use raft_store::command::{Actor, Command, Outcome};
+use raft_store::lease::Holder;
+use raft_store::ledger::Ledger;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::operations::Operations;
+use crate::api::failure::Failure;
+use crate::host::Host;
+use crate::images::service::{Images, Ready};
+use crate::reconcile::driver::Held;
+use crate::runtime::Runtime;
+use crate::schedule::{Candidate, Inventory};
+
+/// A node that has just started does not call those dead whom it has not met yet.
+const SETTLE: Duration = Duration::from_secs(10);
+/// How long a write waits for this node's own copy.
+const CATCH_UP: Duration = Duration::from_secs(1);
+/// A label that groups machines: they are spread over nodes.
+const SERVICE_LABEL: &str = "service";
+
+/// Handles of one node. Cheap to share, never copied.
+pub struct Context {
+    /// This node.
+    pub me: NodeId,
+    /// Its name.
+    pub name: Name,
+    /// What it was admitted as.
+    pub role: Role,
+    /// Its cluster.
+    pub cluster: ClusterId,
+    /// Where peers reach it.
+    pub advertise: SocketAddr,
+    /// Clock, entropy, disk, UDP.
+    pub seams: Seams,
+    /// The host's facts.
+    pub host: Arc<dyn Host>,
+    /// What the host offers to machines.
+    pub offered: Capacity,
+    /// Runs machines.
+    pub runtime: Arc<dyn Runtime>,
+    /// Images of this node, and how to get others.
+    pub images: Arc<dyn Images>,
+    /// What must never disagree.
+    pub ledger: Ledger,
+    /// Peers.
+    pub transport: Transport,
+    /// Who is alive.
+    pub membership: Membership,
+    /// What nodes tell of themselves.
+    pub gossip: Gossip,
+    /// Whom to trust.
+    pub trust: SharedTrust,
+    /// Key and certificate; replaced at a renewal.
+    pub credentials: std::sync::RwLock<Credentials>,
+    /// What happened.
+    pub events: Events,
+    /// Long work.
+    pub operations: Arc<Operations>,
+    /// The lease of this node.
+    pub lease: watch::Sender<Holder>,
+    /// Asks for a renewal now.
+    pub lease_wanted: Notify,
+    /// Machines that a move works on.
+    pub held: Held,
+    /// When this daemon started, Unix milliseconds.
+    pub started_ms: u64,
+    /// When this daemon started.
+    pub started: Instant,
+    /// Where the node's files are, for what is no small file: images, machines, staged layers.
+    pub data_dir: std::path::PathBuf,
+    /// `leave --purge`: the data goes when the daemon ends.
+    pub purge_wanted: std::sync::atomic::AtomicBool,
+    /// The node is stopping.
+    pub shutdown: CancellationToken,
+}
+
+impl Context {
+    /// The wall clock, Unix milliseconds.
+    pub fn now_ms(&self) -> u64 {
+        self.seams.clock.wall().as_millis() as u64
+    }
+
+    /// Whether this daemon has been up long enough to have met whoever is alive.
+    pub fn has_settled(&self) -> bool {
+        self.started.elapsed() > SETTLE
+    }
+
+    /// A ledger write by the fabric itself.
+    ///
+    /// # Errors
+    /// The ledger's refusal, a time-out (the outcome is unknown then), or that no leader can be reached.
+    pub async fn submit(&self, command: Command) -> Result<Outcome, Failure> {
+        let applied = self.ledger.write(Actor::fabric(self.me), None, command).await?;
+        self.caught_up(applied.index).await;
+        Ok(applied.outcome)
+    }
+
+    /// Waits a moment until this node's copy has what was just written, so that who wrote reads it here. A copy that lags
+    /// further is told by its staleness.
+    pub async fn caught_up(&self, index: u64) {
+        let _ = tokio::time::timeout(CATCH_UP, self.ledger.wait_applied(index)).await;
+    }
+
+    /// Makes an image be here, asking first who says to have it.
+    ///
+    /// # Errors
+    /// When nobody gives it or the disk refuses.
+    pub async fn image(&self, digest: Digest) -> Result<Ready, Failure> {
+        let states = self.gossiped();
+        let said: Vec<NodeId> =
+            states.values().filter(|state| state.images.contains(&digest)).map(|state| state.node).collect();
+        // A node tells of its latest images only, and some seconds late: the others are asked after.
+        let others = self.membership.active().into_keys().filter(|node| !said.contains(node));
+        let holders = said.iter().copied().chain(others).filter(|node| *node != self.me).collect();
+        self.images.ensure(digest, holders).await
+    }
+
+    /// This node's view: its ledger index, the records that concern this node, and those of `others`.
+    pub fn mine(&self, others: impl Iterator<Item = MachineId>) -> (u64, BTreeMap<MachineId, MachineRecord>) {
+        let me = self.me;
+        self.ledger.read(|state| {
+            let own = state.machines_on(me).chain(state.machines_reserved_on(me));
+            let named = others.filter_map(|id| state.machines.get(&id));
+            (state.settings.index, own.chain(named).map(|record| (record.id, record.clone())).collect())
+        })
+    }
+
+    /// Whether the ledger gives any machine to this node.
+    pub fn has_machines(&self) -> bool {
+        self.ledger.read(|state| state.machines_on(self.me).next().is_some())
+    }
+
+    /// Whether the ledger gives an exclusive machine to this node.
+    pub fn has_exclusive_machines(&self) -> bool {
+        self.ledger.read(|state| state.machines_on(self.me).any(|record| record.spec.exclusive))
+    }
+
+    /// Whether the cluster, asked linearizably, has no record of the machine.
+    ///
+    /// # Errors
+    /// When no leader can be reached: nothing is known then.
+    pub async fn is_absent(&self, machine: MachineId) -> Result<bool, Failure> {
+        self.ledger.linearizable().await?;
+        Ok(self.ledger.read(|state| !state.machines.contains_key(&machine)))
+    }
+
+    /// A renewed lease lets a frozen machine run again.
+    ///
+    /// # Errors
+    /// When the machine is frozen by a move's order and its thaw fails.
+    pub async fn lease_renew_now(&self, machine: MachineId) -> Result<(), Failure> {
+        super::lease::extend_machines(self).await;
+        self.runtime.thaw(machine).await.map_err(Failure::from)
+    }
+
+    /// Name of a node by the ledger, or its short id.
+    pub fn node_name(&self, node: NodeId) -> String {
+        self.ledger.read(|state| state.nodes.get(&node).map(|record| record.name.to_string())).unwrap_or(node.short())
+    }
+
+    /// What every node gossips.
+    pub fn gossiped(&self) -> Arc<States> {
+        self.gossip.states()
+    }
+
+    /// The nodes as the scheduler wants to see them for `machine`.
+    pub fn inventory(&self, machine: &MachineRecord) -> Inventory {
+        let (members, gossiped) = (self.membership.members(), self.gossiped());
+        let members = members.borrow();
+        let service = machine.spec.labels.get(SERVICE_LABEL);
+        self.ledger.read(|state| {
+            let candidate = |record: &fabric::model::NodeRecord| {
+                let alive = record.id == self.me
+                    || members.get(&record.id).is_some_and(|m| m.state == fabric::membership::State::Alive);
+                let gossip = gossiped.get(&record.id);
+                let sibling = |other: &&MachineRecord| {
+                    other.tenant == machine.tenant
+                        && service.is_some()
+                        && other.spec.labels.get(SERVICE_LABEL) == service
+                };
+                Candidate {
+                    id: record.id,
+                    name: record.name.clone(),
+                    zone: record.zone.clone(),
+                    declared: record.capacity,
+                    free: state.free(record.id),
+                    alive,
+                    closed: record.cordoned || record.draining || state.is_absent(record.id),
+                    has_image: gossip.is_some_and(|said| said.images.contains(&machine.image)),
+                    load_millis: gossip.map_or(0, |said| said.load_millis),
+                    siblings: state.machines_on(record.id).filter(sibling).count() as u32,
+                }
+            };
+            state.nodes.values().map(|record| (record.id, candidate(record))).collect()
+        })
+    }
+}

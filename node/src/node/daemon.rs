@@ -1,0 +1,310 @@
+//! The daemon: builds the real seams, becomes a member if asked to, runs the node and its admin port until told to stop.
+#![expect(clippy::disallowed_methods, reason = "builds the real world: sockets, lock file, host name")]
+
+use std::fs::OpenOptions;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use fabric::identity::{IdentityError, NodeKey};
+use fabric::limits::ABSENCE;
+use fabric::model::{Capacity, Name};
+use fabric::rpc::BoxFuture;
+use fabric::seams::{Seams, real};
+use fabric::token::JoinToken;
+use fabric::transport::join::JoinError;
+use nix::fcntl::{Flock, FlockArg};
+use raft_store::command::Command;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::asks::IMAGE;
+use super::founding::{self, FoundingError, Own};
+use super::{Node, NodeConfig, Parts, StartError, local_token};
+use crate::api::failure::{Class, Failure};
+use crate::api::{AdminPort, PortConfig, PortError};
+use crate::cli::{CliError, Exit};
+use crate::config::{NodeOptions, Start};
+use crate::host::{Host, Pressure, ThisHost};
+use crate::images::service::ImageStore;
+use crate::runtime::Runtime;
+use crate::runtime::absent::NoMachines;
+use crate::runtime::container::{ContainerConfig, ContainerRuntime};
+
+/// Runs a node until it is told to stop.
+pub fn run(options: NodeOptions, start: Start) -> BoxFuture<Result<(), CliError>> {
+    Box::pin(run_node(options, start))
+}
+
+async fn run_node(options: NodeOptions, start: Start) -> Result<(), CliError> {
+    let seams = real::seams(&options.data_dir).map_err(|error| unusable(&options.data_dir, &error))?;
+    let lock = lock(&options.data_dir)?;
+    let here = ThisHost::new(&options.data_dir);
+    become_member(&seams, &here, &options, start).await?;
+    local_token::ensure(&*seams.disk, &*seams.entropy).map_err(|error| unusable(&options.data_dir, &error))?;
+
+    let key = NodeKey::load(&*seams.disk).map_err(|error| CliError::of(Exit::Failed, &error))?;
+    let key = key.ok_or_else(|| not_member(&StartError::NotMember))?;
+    let parts = parts(&options, here, key.id())?;
+    let config =
+        NodeConfig { listen: options.listen, advertise: options.advertise, data_dir: options.data_dir.clone() };
+    let node = Node::start(seams, parts, config).await.map_err(|error| not_started(&error))?;
+    let port = PortConfig {
+        socket: Some(options.admin_socket.clone()),
+        listen: Some(options.admin_listen),
+        names: options.admin_names.clone(),
+    };
+    let served = AdminPort::start(port, Arc::new(node.backend())).await;
+    let admin = match served {
+        Ok(admin) => admin,
+        Err(error) => {
+            node.stop().await;
+            return Err(port_in_use(&error));
+        }
+    };
+    let context = node.context().clone();
+    tracing::info!(node = %context.name, id = %context.me.short(), address = %context.advertise, "ready");
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    until_told(&context).await?;
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    admin.stop().await;
+    node.stop().await;
+    drop(lock);
+    if context.purge_wanted.load(std::sync::atomic::Ordering::Relaxed) {
+        purge(&options.data_dir);
+    }
+    Ok(())
+}
+
+/// Returns when the node was told to stop, by a signal or by the admin port.
+async fn until_told(context: &Arc<super::context::Context>) -> Result<(), CliError> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let watchdog = watchdog(context.clone());
+    tokio::select! {
+        biased;
+        () = context.shutdown.cancelled() => return Ok(()),
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = watchdog => {}
+    }
+    tracing::info!("told to stop; machines go on");
+    let announced = Command::PlanAbsence { node: context.me, for_ms: ABSENCE.as_millis() as u64 };
+    // A cluster without a leader cannot take machines over either, so stopping unannounced is safe.
+    let wait = std::time::Duration::from_secs(2);
+    if !matches!(tokio::time::timeout(wait, context.submit(announced)).await, Ok(Ok(_))) {
+        tracing::warn!("the absence could not be announced");
+    }
+    Ok(())
+}
+
+/// Tells systemd that the node is alive, if it asks for that. Never returns.
+async fn watchdog(context: Arc<super::context::Context>) {
+    if let Some(interval) = sd_notify::watchdog_enabled() {
+        loop {
+            tokio::time::sleep(interval / 2).await;
+            // A node whose state cannot be read is stuck: systemd should know.
+            let _ = context.ledger.status();
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+        }
+    }
+    std::future::pending().await
+}
+
+async fn become_member(seams: &Seams, host: &ThisHost, options: &NodeOptions, start: Start) -> Result<(), CliError> {
+    match start {
+        Start::Start => Ok(()),
+        Start::Init => {
+            let own = own(options, advertise(options, None)?)?;
+            let cluster = founding::init(seams, host, &own).map_err(|error| not_founded(&error))?;
+            tracing::info!(%cluster, advertise = %own.advertise, "this node founds the cluster, or has founded it");
+            Ok(())
+        }
+        Start::Join { peers, token } => {
+            let token: JoinToken = token.parse().map_err(|error| {
+                CliError::of(Exit::Usage, &error).hint("copy the whole token: smartnode token create prints a new one")
+            })?;
+            let peers = resolve(&peers).await?;
+            let own = own(options, advertise(options, peers.first().copied())?)?;
+            let cluster =
+                founding::join(seams, host, &own, &peers, &token).await.map_err(|error| not_founded(&error))?;
+            tracing::info!(%cluster, advertise = %own.advertise, "this node is a member");
+            Ok(())
+        }
+    }
+}
+
+fn own(options: &NodeOptions, advertise: SocketAddr) -> Result<Own, CliError> {
+    let name = match &options.name {
+        Some(name) => name.clone(),
+        None => host_name()?,
+    };
+    Ok(Own {
+        name,
+        advertise,
+        zone: options.zone.clone().unwrap_or_default(),
+        labels: options.labels.clone().unwrap_or_default(),
+    })
+}
+
+/// The host's name up to its first dot, lower-case.
+fn host_name() -> Result<Name, CliError> {
+    let name = nix::unistd::gethostname().map_err(std::io::Error::from)?;
+    let name = name.to_string_lossy().split('.').next().unwrap_or_default().to_lowercase();
+    name.parse().map_err(|error| {
+        CliError::of(Exit::Usage, &error).hint("the host's name is no node name: give one with --name")
+    })
+}
+
+/// Where peers reach this node: as named, or the address it listens on, or the source address of the route to a peer.
+fn advertise(options: &NodeOptions, peer: Option<SocketAddr>) -> Result<SocketAddr, CliError> {
+    if let Some(named) = options.advertise {
+        return Ok(named);
+    }
+    if !options.listen.ip().is_unspecified() {
+        return Ok(options.listen);
+    }
+    // Connecting a UDP socket sends nothing; it only asks the kernel for the route. 192.0.2.1 is never a host (RFC 5737).
+    let towards = peer.unwrap_or_else(|| SocketAddr::from(([192, 0, 2, 1], 9)));
+    let any: IpAddr = if towards.is_ipv4() { [0, 0, 0, 0].into() } else { [0u16; 8].into() };
+    let route = || -> std::io::Result<IpAddr> {
+        let socket = std::net::UdpSocket::bind((any, 0))?;
+        socket.connect(towards)?;
+        Ok(socket.local_addr()?.ip())
+    };
+    match route() {
+        Ok(ip) if !ip.is_loopback() => Ok(SocketAddr::new(ip, options.listen.port())),
+        _ => Err(CliError::new(Exit::Usage, "this host has no route that says at which address peers reach it")
+            .hint("name it: --advertise IP:PORT")),
+    }
+}
+
+async fn resolve(peers: &[String]) -> Result<Vec<SocketAddr>, CliError> {
+    let mut found = Vec::new();
+    for peer in peers {
+        let with_port =
+            if peer.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()) {
+                peer.clone()
+            } else {
+                format!("{peer}:{}", crate::config::FABRIC_PORT)
+            };
+        let addresses = tokio::net::lookup_host(&with_port).await;
+        found.extend(addresses.map_err(|error| {
+            CliError::new(Exit::Unreachable, format!("peer {peer:?} cannot be found: {error}"))
+                .hint("name it as IP:PORT")
+        })?);
+    }
+    Ok(found)
+}
+
+fn parts(options: &NodeOptions, host: ThisHost, node: fabric::ids::NodeId) -> Result<Parts, CliError> {
+    let data = options.data_dir.clone();
+    let opened = ContainerRuntime::open(ContainerConfig { data: data.clone(), node, exe: None });
+    let (runtime, host): (Arc<dyn Runtime>, Arc<dyn Host>) = match opened {
+        Ok(runtime) => (Arc::new(runtime), Arc::new(host)),
+        Err(error) => {
+            tracing::warn!(%error, "this node takes part in the fabric and runs no machines");
+            (Arc::new(NoMachines::new(error.to_string())), Arc::new(NothingToOffer(host)))
+        }
+    };
+    let images = data.join("images");
+    // The store itself is made once the transport is there; its directory is tried now, while an error can be told.
+    std::fs::create_dir_all(&images).map_err(|error| unusable(&images, &error))?;
+    Ok(Parts {
+        host,
+        runtime,
+        images: Box::new(move |transport| match ImageStore::open(&images, transport, IMAGE) {
+            Ok(store) => Arc::new(store),
+            Err(error) => {
+                tracing::error!(%error, "the image store cannot be used");
+                Arc::new(crate::images::service::NoImages::new(error.to_string()))
+            }
+        }),
+    })
+}
+
+/// A host that cannot run machines offers nothing, so that none are placed there.
+#[derive(Debug)]
+struct NothingToOffer(ThisHost);
+
+impl Host for NothingToOffer {
+    fn total(&self) -> Capacity {
+        Capacity::default()
+    }
+    fn pressure(&self) -> Pressure {
+        self.0.pressure()
+    }
+}
+
+fn lock(data_dir: &Path) -> Result<Flock<std::fs::File>, CliError> {
+    let path = data_dir.join("lock");
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path)?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| {
+        CliError::new(Exit::Conflict, format!("another daemon uses the data directory {}", data_dir.display()))
+            .hint("stop it (smartnode stop), or give this one its own --data-dir")
+    })
+}
+
+fn purge(data_dir: &Path) {
+    let Ok(entries) = std::fs::read_dir(data_dir) else { return };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        let gone = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        if let Err(error) = gone {
+            tracing::warn!(path = %path.display(), %error, "was not removed");
+        }
+    }
+}
+
+fn unusable(path: &Path, error: &std::io::Error) -> CliError {
+    let exit = if error.kind() == std::io::ErrorKind::PermissionDenied { Exit::Denied } else { Exit::Failed };
+    CliError::new(exit, format!("cannot use {}: {error}", path.display())).hint("name another place: --data-dir PATH")
+}
+
+fn not_member(error: &StartError) -> CliError {
+    CliError::of(Exit::NotFound, error)
+        .hint("smartnode init founds a cluster, smartnode join PEER --token T enters one")
+}
+
+fn not_started(error: &StartError) -> CliError {
+    match error {
+        StartError::NotMember => not_member(error),
+        StartError::Transport(_) => {
+            CliError::of(Exit::Conflict, error).hint("is another node on this port? Choose one with --listen IP:PORT")
+        }
+        StartError::Founding(_) => CliError::of(Exit::Unreachable, error).hint("run the same command again"),
+        _ => CliError::of(Exit::Failed, error),
+    }
+}
+
+fn port_in_use(error: &PortError) -> CliError {
+    CliError::of(Exit::Conflict, error).hint("choose another with --admin-listen IP:PORT or --admin-socket PATH")
+}
+
+fn not_founded(error: &FoundingError) -> CliError {
+    let refused = |refusal: &fabric::rpc::Refusal| {
+        let failure = Failure::from(refusal.clone());
+        // A token that opens nothing is a matter of rights, whatever the ledger calls it.
+        let exit = if refusal.code.starts_with("token-") { Exit::Denied } else { failure.class.into() };
+        let hint =
+            refusal.hint.clone().unwrap_or_else(|| "smartnode token create, on a member, prints a new command".into());
+        CliError::new(exit, format!("the cluster refuses this node: {}", refusal.message)).hint(hint)
+    };
+    match error {
+        FoundingError::Join(JoinError::Refused(refusal)) => refused(refusal),
+        FoundingError::Join(JoinError::Untrusted { source: IdentityError::ForeignToken { .. }, .. }) => {
+            CliError::of(Exit::Denied, error).hint("make a token on a member of the cluster that you want to join")
+        }
+        FoundingError::Join(JoinError::Untrusted { .. }) => CliError::of(Exit::Denied, error),
+        FoundingError::Join(JoinError::Clock { .. }) => {
+            CliError::of(Exit::Failed, error).hint("timedatectl set-ntp true")
+        }
+        FoundingError::Join(JoinError::NoAnswer { .. }) => CliError::of(Exit::Timeout, error),
+        FoundingError::Join(_) => {
+            CliError::of(Exit::Unreachable, error).hint("is the peer up, its address right, and its UDP port open?")
+        }
+        FoundingError::OtherCluster { .. } => {
+            CliError::of(Exit::Conflict, error).hint("give this node another --data-dir, or leave that cluster first")
+        }
+        _ => CliError::of(Class::Internal.into(), error),
+    }
+}

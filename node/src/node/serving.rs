@@ -1,0 +1,206 @@
+//! Serving peers: what this node observes, and streams into its machines.
+
+use std::io;
+use std::time::Duration;
+
+use fabric::rpc::{Peer, Refusal};
+use fabric::transport::StreamRequest;
+use fabric::wire::{self, HEADER_BYTES};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy_bidirectional};
+
+use super::admission::{Late, started};
+use super::asks::*;
+use super::backend::statuses;
+use crate::api::failure::Failure;
+use crate::api::frames::ExecFrame;
+use crate::runtime::{ExecStream, LogQuery, LogSource};
+
+/// Bytes between the two ends of a local exec.
+pub const PIPE_BYTES: usize = 64 * 1024;
+/// Bytes read from a program at once.
+const READ_BYTES: usize = 16 * 1024;
+/// A program's exit is waited for this long after its output ended.
+const EXIT_WAIT: Duration = Duration::from_secs(3600 * 24);
+
+/// Serves [`STATUS`].
+///
+/// # Errors
+/// When the question is garbled or too large.
+pub async fn status(late: Late, body: Vec<u8>) -> Result<Vec<u8>, Refusal> {
+    let context = started(&late)?;
+    let ask: StatusAskV1 = read(&body)?;
+    if ask.machines.len() > STATUS_MACHINES_MAX {
+        return Err(Refusal::new("limit", format!("{} machines at once", ask.machines.len())));
+    }
+    Ok(wire::encode(&StatusAnswerV1 { statuses: statuses(&context, &ask.machines).await }))
+}
+
+/// Serves [`TOMBSTONES`].
+///
+/// # Errors
+/// While the node starts.
+pub async fn tombstones(late: Late) -> Result<Vec<u8>, Refusal> {
+    let context = started(&late)?;
+    let trust = context.trust.read().expect("no holder of this lock panics");
+    let tombstones = trust.tombstones().values().cloned().collect();
+    Ok(wire::encode(&TombstonesV1 { tombstones }))
+}
+
+/// Opens a peer's stream when `prepare` succeeds; tells it why otherwise.
+async fn accept<T>(request: StreamRequest, prepared: Result<T, Refusal>) -> Option<(fabric::transport::Stream, T)> {
+    match prepared {
+        Ok(prepared) => request.accept().await.ok().map(|stream| (stream, prepared)),
+        Err(refusal) => {
+            request.refuse(refusal).await;
+            None
+        }
+    }
+}
+
+fn refusal(error: crate::runtime::RuntimeError) -> Refusal {
+    Failure::from(error).into()
+}
+
+/// Serves [`EXEC`].
+pub async fn exec(late: Late, request: StreamRequest) {
+    let prepared = async {
+        let context = guarded(&late, request.peer)?;
+        let ask: ExecAskV1 = read(&request.header)?;
+        let program = context.runtime.exec(ask.machine, &ask.argv).await.map_err(refusal)?;
+        Ok((program, ask.stdin))
+    };
+    let prepared = prepared.await;
+    if let Some((stream, (program, stdin))) = accept(request, prepared).await
+        && let Err(error) = carry_exec(program, stream, stdin).await
+    {
+        tracing::debug!(%error, "an exec ended early");
+    }
+}
+
+fn guarded(late: &Late, peer: Peer) -> Result<std::sync::Arc<super::context::Context>, Refusal> {
+    operator(peer)?;
+    started(late)
+}
+
+/// Serves [`CONNECT`].
+pub async fn connect(late: Late, request: StreamRequest) {
+    let prepared = async {
+        let context = guarded(&late, request.peer)?;
+        let ask: ConnectAskV1 = read(&request.header)?;
+        context.runtime.connect(ask.machine, ask.port).await.map_err(refusal)
+    };
+    let prepared = prepared.await;
+    if let Some((mut stream, mut port)) = accept(request, prepared).await {
+        let _ = copy_bidirectional(&mut stream, &mut port).await;
+        let _ = stream.shutdown().await;
+    }
+}
+
+/// Serves [`LOGS`].
+pub async fn logs(late: Late, request: StreamRequest) {
+    let prepared = async {
+        let context = guarded(&late, request.peer)?;
+        let ask: LogsAskV1 = read(&request.header)?;
+        let query = LogQuery { tail: ask.tail.map(|tail| tail as usize), follow: ask.follow };
+        context.runtime.logs(ask.machine, query).await.map_err(refusal)
+    };
+    let prepared = prepared.await;
+    let Some((mut stream, mut lines)) = accept(request, prepared).await else { return };
+    while let Some(line) = lines.recv().await {
+        let stderr = line.source == LogSource::Stderr;
+        let frame = wire::encode(&LogLineV1 { at_ms: line.at_ms, stderr, text: line.text });
+        if stream.write_all(&frame).await.is_err() {
+            return;
+        }
+    }
+    let _ = stream.shutdown().await;
+}
+
+/// Reads one frame of `fabric::wire` from a stream; none at its end.
+///
+/// # Errors
+/// Of the stream, or when it is no frame.
+pub async fn read_frame<R: AsyncRead + Unpin>(from: &mut R) -> io::Result<Option<Vec<u8>>> {
+    let mut head = [0; HEADER_BYTES];
+    if from.read(&mut head[..1]).await? == 0 {
+        return Ok(None);
+    }
+    from.read_exact(&mut head[1..]).await?;
+    let total = wire::frame_bytes(&head).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    let mut frame = head.to_vec();
+    frame.resize(total, 0);
+    from.read_exact(&mut frame[HEADER_BYTES..]).await?;
+    Ok(Some(frame))
+}
+
+/// Carries a program's input and output over `stream` as [`ExecFrame`]s, until it has ended.
+///
+/// # Errors
+/// When the stream breaks: the program is killed then.
+pub async fn carry_exec<S: AsyncRead + AsyncWrite + Send>(
+    program: ExecStream,
+    stream: S,
+    with_stdin: bool,
+) -> io::Result<()> {
+    let (mut from, mut to) = tokio::io::split(stream);
+    let ExecStream { mut stdin, mut stdout, mut stderr, exit } = program;
+    let input = async {
+        if !with_stdin {
+            let _ = stdin.shutdown().await;
+        }
+        loop {
+            match ExecFrame::read(&mut from).await? {
+                Some(ExecFrame::Stdin(bytes)) if bytes.is_empty() => stdin.shutdown().await?,
+                Some(ExecFrame::Stdin(bytes)) => {
+                    if stdin.write_all(&bytes).await.is_err() {
+                        // The program reads no more; what it still says is wanted.
+                        continue;
+                    }
+                }
+                Some(_) => return Err(io::Error::new(io::ErrorKind::InvalidData, "only input goes to a program")),
+                None => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the client is gone")),
+            }
+        }
+    };
+    let output = async {
+        let (mut out, mut err) = ([0; READ_BYTES], [0; READ_BYTES]);
+        let (mut out_open, mut err_open) = (true, true);
+        while out_open || err_open {
+            tokio::select! {
+                biased;
+                read = stdout.read(&mut out), if out_open => match read? {
+                    0 => out_open = false,
+                    count => ExecFrame::Stdout(out[..count].to_vec()).write(&mut to).await?,
+                },
+                read = stderr.read(&mut err), if err_open => match read? {
+                    0 => err_open = false,
+                    count => ExecFrame::Stderr(err[..count].to_vec()).write(&mut to).await?,
+                },
+            }
+        }
+        let last = match tokio::time::timeout(EXIT_WAIT, exit).await {
+            Ok(Ok(code)) => ExecFrame::Exit(code),
+            Ok(Err(_)) => ExecFrame::Failed("the machine ended under the program".into()),
+            Err(_) => ExecFrame::Failed("the program closed its output and did not end".into()),
+        };
+        last.write(&mut to).await?;
+        to.shutdown().await
+    };
+    tokio::select! {
+        biased;
+        done = output => done,
+        broken = input => broken,
+    }
+}
+
+/// Serves [`IMAGE`]: any member may have any image, since placement brings machines to every node.
+pub async fn image(late: Late, request: StreamRequest) {
+    match started(&late) {
+        Ok(context) => {
+            if let Ok(stream) = request.accept().await {
+                context.images.serve(stream).await;
+            }
+        }
+        Err(refusal) => request.refuse(refusal).await,
+    }
+}

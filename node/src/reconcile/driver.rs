@@ -1,0 +1,272 @@
+//! Runs what [`super::decide`] says: one task that owns the state, one short-lived task per action.
+//!
+//! A machine has at most one action at a time. A failed one is tried again after a pause, by looking again: nothing is
+//! remembered of it but when to look.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use fabric::ids::MachineId;
+use fabric::model::MachineRecord;
+use raft_store::command::Command;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use super::publish::Published;
+use super::{Action, Facts, Local, Phase, decide};
+use crate::api::failure::Failure;
+use crate::node::context::Context;
+use crate::node::lease;
+use crate::runtime::{Launch, Observed};
+
+/// Without a wake-up the node looks again this often.
+const LOOK: Duration = Duration::from_secs(2);
+/// A failed action rests this long.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Wake-ups that come together are served together.
+const GATHER: Duration = Duration::from_millis(2);
+/// SIGTERM to SIGKILL.
+const GRACE: Duration = Duration::from_secs(10);
+/// A placement that failed is not tried again for this long, doubled at each failure.
+const BACKOFF: Duration = Duration::from_secs(1);
+/// Longest back-off.
+const BACKOFF_MAX: Duration = Duration::from_secs(300);
+
+/// Machines that a move works on: the reconciler leaves them alone.
+#[derive(Debug, Default, Clone)]
+pub struct Held(Arc<std::sync::Mutex<BTreeSet<MachineId>>>);
+
+impl Held {
+    fn snapshot(&self) -> BTreeSet<MachineId> {
+        self.0.lock().expect("no holder panics").clone()
+    }
+
+    /// Takes the machine, unless someone has it; it is given back when the guard goes.
+    pub fn take(&self, machine: MachineId) -> Option<HeldGuard> {
+        self.0.lock().expect("no holder panics").insert(machine).then(|| HeldGuard(self.clone(), machine))
+    }
+}
+
+/// A machine taken from the reconciler.
+#[derive(Debug)]
+pub struct HeldGuard(Held, MachineId);
+
+impl Drop for HeldGuard {
+    fn drop(&mut self) {
+        self.0.0.lock().expect("no holder panics").remove(&self.1);
+    }
+}
+
+enum Done {
+    Well(MachineId),
+    Badly(MachineId),
+    Absent(MachineId),
+}
+
+struct Reconciler {
+    context: Arc<Context>,
+    busy: BTreeSet<MachineId>,
+    resting: BTreeMap<MachineId, Instant>,
+    absent: BTreeSet<MachineId>,
+    published: Published,
+    done: mpsc::UnboundedSender<Done>,
+}
+
+/// Reconciles until the node stops. Does not return before.
+pub async fn run(context: Arc<Context>) {
+    // One message per action under way, and actions are bounded by the machines of this node.
+    let (done, mut finished) = mpsc::unbounded_channel();
+    let (mut ledger, mut runtime) = (context.ledger.changed(), context.runtime.watch());
+    let mut renewed = context.lease.subscribe();
+    let mut reconciler = Reconciler {
+        published: Published::new(context.clone()),
+        context: context.clone(),
+        busy: BTreeSet::new(),
+        resting: BTreeMap::new(),
+        absent: BTreeSet::new(),
+        done,
+    };
+    loop {
+        reconciler.look().await;
+        tokio::select! {
+            biased;
+            () = context.shutdown.cancelled() => return,
+            Some(outcome) = finished.recv() => reconciler.finished(outcome),
+            _ = changed(&mut runtime) => {}
+            _ = changed(&mut renewed) => {}
+            _ = changed(&mut ledger) => {}
+            () = tokio::time::sleep(LOOK) => {}
+        }
+        while let Ok(outcome) = finished.try_recv() {
+            reconciler.finished(outcome);
+        }
+        tokio::time::sleep(GATHER).await;
+    }
+}
+
+/// A change, or for ever when the sender is gone: the node is stopping then.
+async fn changed<T>(watched: &mut watch::Receiver<T>) {
+    if watched.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+fn local(observed: &Observed) -> Local {
+    use fabric::model::MachineState::{Exited, Failed, Frozen};
+    let phase = match observed.status.state {
+        Frozen => Phase::Frozen,
+        Exited | Failed => Phase::Ended,
+        _ if observed.is_up() => Phase::Up,
+        _ => Phase::Down,
+    };
+    Local { epoch: observed.epoch, restarts: observed.requested_restarts, phase }
+}
+
+impl Reconciler {
+    fn finished(&mut self, outcome: Done) {
+        let (Done::Well(machine) | Done::Badly(machine) | Done::Absent(machine)) = outcome;
+        self.busy.remove(&machine);
+        match outcome {
+            Done::Well(_) => drop(self.resting.remove(&machine)),
+            Done::Badly(_) => drop(self.resting.insert(machine, Instant::now() + PAUSE)),
+            Done::Absent(_) => drop(self.absent.insert(machine)),
+        }
+    }
+
+    async fn look(&mut self) {
+        let observed = match self.context.runtime.list().await {
+            Ok(observed) => observed,
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "cannot list this node's machines");
+                return;
+            }
+        };
+        let (index, records) = self.context.mine(observed.iter().map(|machine| machine.id));
+        let locals: BTreeMap<_, _> = observed.iter().map(|machine| (machine.id, local(machine))).collect();
+        let now = Instant::now();
+        self.resting.retain(|_, until| *until > now);
+        let mut busy = self.context.held.snapshot();
+        busy.extend(self.busy.iter().chain(self.resting.keys()));
+        self.absent.retain(|machine| locals.contains_key(machine) && !records.contains_key(machine));
+        let facts = Facts {
+            me: self.context.me,
+            records: &records,
+            locals: &locals,
+            busy: &busy,
+            known_absent: &self.absent,
+            leased: lease::covers(&self.context.lease.borrow(), self.context.seams.clock.boottime(), index),
+        };
+        let actions = decide(&facts);
+        self.published.follow(&records, &locals);
+        for action in actions {
+            self.begin(action, &records);
+        }
+    }
+
+    fn begin(&mut self, action: Action, records: &BTreeMap<MachineId, MachineRecord>) {
+        let machine = action.machine();
+        let (context, done, record) = (self.context.clone(), self.done.clone(), records.get(&machine).cloned());
+        self.busy.insert(machine);
+        tokio::spawn(async move {
+            tracing::debug!(machine = %machine.short(), ?action, "reconcile");
+            let outcome = match perform(&context, &action, record).await {
+                Ok(false) => Done::Well(machine),
+                Ok(true) => Done::Absent(machine),
+                Err(failure) => {
+                    tracing::warn!(machine = %machine.short(), ?action, reason = %failure, "will be tried again");
+                    Done::Badly(machine)
+                }
+            };
+            let _ = done.send(outcome);
+        });
+    }
+}
+
+impl Action {
+    fn machine(&self) -> MachineId {
+        match self {
+            Action::Start { machine, .. }
+            | Action::Confirm(machine, _)
+            | Action::Restart(machine)
+            | Action::Stop(machine)
+            | Action::Destroy(machine, _)
+            | Action::Forget(machine, _)
+            | Action::Quarantine(machine)
+            | Action::Discard(machine)
+            | Action::Ask(machine)
+            | Action::Thaw(machine) => *machine,
+        }
+    }
+}
+
+/// Runs one action; true when it found that the ledger has no record of the machine.
+async fn perform(context: &Context, action: &Action, record: Option<MachineRecord>) -> Result<bool, Failure> {
+    let runtime = &context.runtime;
+    match *action {
+        Action::Start { machine, epoch, clean } => {
+            let Some(record) = record else { return Ok(false) };
+            if clean {
+                runtime.quarantine(machine).await?;
+            }
+            start(context, &record, epoch).await?;
+        }
+        Action::Restart(machine) => {
+            let Some(record) = record else { return Ok(false) };
+            let epoch = record.placement.map_or(record.epoch, |placement| placement.epoch);
+            runtime.stop(machine, GRACE).await?;
+            start(context, &record, epoch).await?;
+        }
+        Action::Confirm(machine, epoch) => drop(context.submit(Command::Confirm { machine, epoch }).await?),
+        Action::Stop(machine) => runtime.stop(machine, GRACE).await?,
+        Action::Destroy(machine, epoch) => {
+            runtime.stop(machine, GRACE).await?;
+            runtime.destroy(machine).await?;
+            context.submit(Command::Forget { machine, epoch }).await?;
+        }
+        Action::Forget(machine, epoch) => drop(context.submit(Command::Forget { machine, epoch }).await?),
+        Action::Quarantine(machine) => runtime.quarantine(machine).await?,
+        Action::Discard(machine) => runtime.destroy(machine).await?,
+        Action::Ask(machine) => return context.is_absent(machine).await,
+        Action::Thaw(machine) => context.lease_renew_now(machine).await?,
+    }
+    Ok(false)
+}
+
+async fn start(context: &Context, record: &MachineRecord, epoch: u64) -> Result<(), Failure> {
+    match launch(context, record, epoch).await {
+        Ok(()) => Ok(()),
+        Err(failure) => {
+            let doubled = BACKOFF * 2u32.saturating_pow(record.failures.min(16));
+            let not_before_ms = context.now_ms() + doubled.min(BACKOFF_MAX).as_millis() as u64;
+            let reason = failure.refusal.message.clone();
+            context.submit(Command::Failed { machine: record.id, epoch, reason, not_before_ms }).await?;
+            Err(failure)
+        }
+    }
+}
+
+async fn launch(context: &Context, record: &MachineRecord, epoch: u64) -> Result<(), Failure> {
+    let image = context.image(record.image).await?;
+    let mut spec = record.spec.clone();
+    let offered = context.offered;
+    spec.resources.burst_cpu_millis.get_or_insert(offered.cpu_millis.max(spec.resources.cpu_millis));
+    spec.resources.burst_memory_bytes.get_or_insert(offered.memory_bytes.max(spec.resources.memory_bytes));
+    let lease_deadline = record.spec.exclusive.then(|| context.lease.borrow().deadline()).flatten();
+    let launch = Launch {
+        id: record.id,
+        epoch,
+        requested_restarts: record.restarts,
+        tenant: record.tenant.clone(),
+        name: record.name.clone(),
+        spec,
+        image: record.image,
+        rootfs: image.rootfs,
+        image_command: image.command,
+        image_env: image.env,
+        image_workdir: image.workdir,
+        lease_deadline,
+    };
+    crate::moving::incoming::adopt(context, record, &launch).await?;
+    Ok(context.runtime.start(&launch).await?)
+}
