@@ -18,15 +18,20 @@ fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// `clone3` as a fork into new namespaces; none in the child.
+/// `clone3` as a fork into new namespaces and, where one is given, the control group of a directory; none in the child.
 ///
 /// # Errors
 /// When the kernel refuses, for example for want of a namespace.
-pub fn fork_into(namespaces: c_int) -> io::Result<Option<Pid>> {
+pub fn fork_into(namespaces: c_int, group: Option<BorrowedFd<'_>>) -> io::Result<Option<Pid>> {
+    const CLONE_INTO_CGROUP: u64 = 1 << 33;
     // SAFETY: all-zero is a valid clone_args.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = namespaces as u64;
     args.exit_signal = libc::SIGCHLD as u64;
+    if let Some(group) = group {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = group.as_raw_fd() as u64;
+    }
     // SAFETY: without CLONE_VM and a stack this is a fork. The supervisor has one thread, so the child may go on with
     // every lock free.
     let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) })?;

@@ -8,6 +8,7 @@ mod v1;
 mod v2;
 
 use std::fmt::Debug;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -31,8 +32,13 @@ pub trait Group: Debug + Send + Sync {
     /// # Errors
     /// Names the file that was refused.
     fn create(&self, limits: &Resources) -> io::Result<()>;
-    /// The files that take a pid into the group.
+    /// The files by which a process with one thread joins: it writes `0`.
+    ///
+    /// Joining by oneself and alone matters: the kernel then skips a lock whose first taker waits for every processor
+    /// (16 ms where this was measured, against 0.3 ms).
     fn join_files(&self) -> Vec<PathBuf>;
+    /// The directory in which a process can be born by `clone3`; none where it has to join afterwards.
+    fn birthplace(&self) -> Option<File>;
     /// Asks for the freeze or its end.
     ///
     /// # Errors
@@ -55,12 +61,12 @@ pub trait Group: Debug + Send + Sync {
     /// When processes are left in it.
     fn remove(&self) -> io::Result<()>;
 
-    /// Moves a process into the group.
+    /// Moves the calling process into the group; it has one thread.
     ///
     /// # Errors
     /// Names the file that was refused.
-    fn attach(&self, pid: Pid) -> io::Result<()> {
-        self.join_files().iter().try_for_each(|file| write(file, pid.to_string()))
+    fn join(&self) -> io::Result<()> {
+        self.join_files().iter().try_for_each(|file| write(file, "0"))
     }
 
     /// Sends SIGKILL to everything in it, and lets frozen processes die of it.

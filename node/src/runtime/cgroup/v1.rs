@@ -1,6 +1,7 @@
 //! Control groups, version 1: a hierarchy per controller.
 #![expect(clippy::disallowed_methods, reason = "control group files are the kernel and not the data directory")]
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -100,7 +101,11 @@ impl Group for V1 {
     }
 
     fn join_files(&self) -> Vec<PathBuf> {
-        self.dirs.iter().map(|dir| dir.join("cgroup.procs")).collect()
+        self.dirs.iter().map(|dir| dir.join("tasks")).collect()
+    }
+
+    fn birthplace(&self) -> Option<File> {
+        None
     }
 
     fn set_frozen(&self, frozen: bool) -> io::Result<()> {
@@ -118,7 +123,7 @@ impl Group for V1 {
     }
 
     fn processes(&self) -> Vec<u32> {
-        let mut pids: Vec<u32> = self.join_files().iter().flat_map(|file| read_pids(file)).collect();
+        let mut pids: Vec<u32> = self.dirs.iter().flat_map(|dir| read_pids(&dir.join("cgroup.procs"))).collect();
         pids.sort_unstable();
         pids.dedup();
         pids

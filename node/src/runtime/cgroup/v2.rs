@@ -1,6 +1,7 @@
 //! Control groups, version 2: one hierarchy. Untested until a guest with version 2 has run it.
 #![expect(clippy::disallowed_methods, reason = "control group files are the kernel and not the data directory")]
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -76,6 +77,10 @@ impl Group for V2 {
 
     fn join_files(&self) -> Vec<PathBuf> {
         vec![self.dir.join("cgroup.procs")]
+    }
+
+    fn birthplace(&self) -> Option<File> {
+        File::open(&self.dir).ok()
     }
 
     fn set_frozen(&self, frozen: bool) -> io::Result<()> {

@@ -18,6 +18,7 @@ use nix::unistd::{
     Gid, Pid, Uid, chdir, dup2_stderr, dup2_stdout, execve, read, setgroups, setresgid, setresuid, write,
 };
 
+use crate::runtime::cgroup::Group;
 use crate::runtime::record::LaunchRecord;
 use crate::runtime::{confine, rootfs, sys};
 
@@ -36,6 +37,8 @@ pub const EXITED: u8 = b'X';
 pub struct Given<'a> {
     /// The launch.
     pub launch: &'a LaunchRecord,
+    /// The control group, unless it was born there.
+    pub joins: Option<&'a dyn Group>,
     /// Sequenced packets to and from the supervisor.
     pub supervisor: OwnedFd,
     /// Where standard output goes.
@@ -60,11 +63,13 @@ pub fn main(given: &Given<'_>) -> ! {
 
 fn machine(given: &Given<'_>) -> io::Result<()> {
     prctl::set_pdeathsig(Signal::SIGKILL)?;
+    // Still with the host's view and rights, while the supervisor mounts the root.
+    given.joins.map_or(Ok(()), |group| group.join())?;
     let mut go = [0; 2];
     if read(&given.supervisor, &mut go)? == 0 || go[0] != GO {
         return Err(io::Error::other("the supervisor is gone"));
     }
-    // After the supervisor has put us into the control group and mounted the root, so that both are in view.
+    // In the control group and with the root mounted, so that both are in view.
     let flags = nix::sched::CloneFlags::CLONE_NEWNS | nix::sched::CloneFlags::CLONE_NEWCGROUP;
     nix::sched::unshare(flags)?;
     let root = rootfs::open_root()?;

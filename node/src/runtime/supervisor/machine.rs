@@ -51,19 +51,21 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Clones pid 1 into its namespaces, puts it into the control group, mounts the overlay the first time, lets it go.
+    /// Clones pid 1 into its namespaces and control group, mounts the overlay the first time, lets it go.
     ///
     /// # Errors
     /// Names the step; nothing is left running then.
     pub fn launch(launch: &LaunchRecord, group: &dyn Group, output: &Output, mounted: &mut bool) -> io::Result<Self> {
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
-        let Some(pid) = sys::fork_into(NAMESPACES)? else {
+        let birthplace = group.birthplace();
+        let Some(pid) = sys::fork_into(NAMESPACES, birthplace.as_ref().map(AsFd::as_fd))? else {
             let kept = sys::keep_only([&theirs, &output.stdout, &output.stderr]);
             let Ok([supervisor, stdout, stderr]) = kept else { sys::exit_now(1) };
-            init::main(&init::Given { launch, supervisor, stdout, stderr });
+            let joins = birthplace.is_none().then_some(group);
+            init::main(&init::Given { launch, joins, supervisor, stdout, stderr });
         };
         let machine = Machine { pid, oom_kills_before: group.oom_kills(), socket: ours };
-        match machine.set_up(launch, group, mounted) {
+        match machine.set_up(launch, mounted) {
             Ok(()) => Ok(machine),
             Err(error) => {
                 machine.kill();
@@ -73,14 +75,13 @@ impl Machine {
         }
     }
 
-    fn set_up(&self, launch: &LaunchRecord, group: &dyn Group, mounted: &mut bool) -> io::Result<()> {
+    fn set_up(&self, launch: &LaunchRecord, mounted: &mut bool) -> io::Result<()> {
         let base = launch.uid_base();
         for map in ["uid_map", "gid_map"] {
             let path = format!("/proc/{}/{map}", self.pid);
             std::fs::write(&path, format!("0 {base} {UIDS_PER_MACHINE}"))
                 .map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))?;
         }
-        group.attach(self.pid)?;
         if !*mounted {
             let image = CString::new(launch.rootfs.as_bytes())?;
             rootfs::mount_overlay(&image, &rootfs::user_namespace(self.pid)?, base)?;
