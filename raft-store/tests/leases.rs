@@ -50,7 +50,7 @@ fn a_lease_protects_an_exclusive_machine_until_it_has_ended() {
                 Err(error) => panic!("{error}"),
             }
             assert!(begun.elapsed() < LEASE_TTL * 3);
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            common::poll_pause().await;
         };
         assert!(begun.elapsed() > LEASE_TTL - std::time::Duration::from_secs(1), "{:?}", begun.elapsed());
         let expected = PlaceResult::Placed { machine: machine_id(1), node: id_of(heir_number), epoch: 2 };

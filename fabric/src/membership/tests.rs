@@ -230,7 +230,7 @@ fn two_hundred_nodes_know_within_five_seconds() {
 }
 
 #[test]
-#[ignore = "takes a minute unoptimised"]
+#[ignore = "needs a minute of a core"]
 fn a_thousand_nodes_know_within_five_seconds() {
     large_fabric(1_000);
 }

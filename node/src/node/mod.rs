@@ -47,6 +47,9 @@ use context::Context;
 use dir::{ClusterFile, DirError};
 use operations::Operations;
 
+/// Makes the image store once there is a transport to fetch through.
+pub type MakeImages = Box<dyn FnOnce(&Transport) -> Arc<dyn Images> + Send>;
+
 /// What a node needs of the world besides [`Seams`].
 pub struct Parts {
     /// The host's facts.
@@ -54,7 +57,7 @@ pub struct Parts {
     /// Runs machines.
     pub runtime: Arc<dyn Runtime>,
     /// Makes the image store, which fetches through the transport.
-    pub images: Box<dyn FnOnce(&Transport) -> Arc<dyn Images> + Send>,
+    pub images: MakeImages,
 }
 
 /// How a node starts.

@@ -220,25 +220,9 @@ impl World {
         self.holder.deadline().is_some_and(|deadline| self.clock(3) < deadline)
     }
 
-    fn step(&mut self, step: &Step) -> Result<(), String> {
+    /// The steps of a renewal's way to a leader and back.
+    fn exchange(&mut self, step: &Step) {
         match step {
-            Step::Advance(ms) => self.now_ms += f64::from(*ms),
-            Step::Expire => {
-                for _ in 0..800 {
-                    let now = self.clock(self.leader);
-                    if matches!(self.books[self.leader].judge(now, N, true), Verdict::Expired { .. }) {
-                        break;
-                    }
-                    self.now_ms += 10.0;
-                }
-                return self.step(&Step::Judge);
-            }
-            Step::Renew => {
-                let now = self.clock(self.leader);
-                if let Ok(grant) = self.books[self.leader].grant(now, N, 0) {
-                    self.holder.granted(self.clock(3), &grant);
-                }
-            }
             Step::Send => {
                 let sent = self.clock(3);
                 self.renewals.push(Renewal { sent, leader: None, confirmed: false, grant: None, answered: false });
@@ -269,6 +253,30 @@ impl World {
                     self.holder.granted(sent, &grant);
                 }
             }
+            _ => {}
+        }
+    }
+
+    fn step(&mut self, step: &Step) -> Result<(), String> {
+        match step {
+            Step::Advance(ms) => self.now_ms += f64::from(*ms),
+            Step::Expire => {
+                for _ in 0..800 {
+                    let now = self.clock(self.leader);
+                    if matches!(self.books[self.leader].judge(now, N, true), Verdict::Expired { .. }) {
+                        break;
+                    }
+                    self.now_ms += 10.0;
+                }
+                return self.step(&Step::Judge);
+            }
+            Step::Renew => {
+                let now = self.clock(self.leader);
+                if let Ok(grant) = self.books[self.leader].grant(now, N, 0) {
+                    self.holder.granted(self.clock(3), &grant);
+                }
+            }
+            Step::Send | Step::Arrive(_) | Step::ReadIndex(_) | Step::Grant(_) | Step::Answer(_) => self.exchange(step),
             Step::Elect(who) => self.elect(*who as usize),
             Step::FirstEntry => {
                 let (now, term) = (self.clock(self.leader), self.terms[self.leader]);

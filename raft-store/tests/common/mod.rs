@@ -32,6 +32,11 @@ pub fn run(test: impl Future<Output = ()>) {
     runtime.block_on(test);
 }
 
+/// Lets a moment pass between two looks.
+pub async fn poll_pause() {
+    tokio::time::sleep(Duration::from_millis(5)).await;
+}
+
 /// Waits until `look` gives something.
 pub async fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let deadline = tokio::time::Instant::now() + PATIENCE;
@@ -40,7 +45,7 @@ pub async fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T
             return found;
         }
         assert!(tokio::time::Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        poll_pause().await;
     }
 }
 

@@ -9,6 +9,8 @@ use fabric::rpc::Rpc;
 use fabric::wire;
 use futures_util::future::join_all;
 
+use super::views;
+use crate::api::backend::Liveness;
 use crate::node::asks::{STATUS, STATUS_MACHINES_MAX, StatusAnswerV1, StatusAskV1};
 use crate::node::context::Context;
 
@@ -46,6 +48,10 @@ pub async fn of(context: &Context, records: &[MachineRecord]) -> Observations {
 async fn ask(context: &Context, owner: NodeId, machines: Vec<MachineId>) -> Option<Vec<MachineStatus>> {
     if owner == context.me {
         return Some(local(context, &machines).await);
+    }
+    // A dead node would only cost the deadline.
+    if matches!(views::liveness(context, owner).0, Liveness::Down) {
+        return None;
     }
     let mut found = Vec::with_capacity(machines.len());
     for part in machines.chunks(STATUS_MACHINES_MAX) {
