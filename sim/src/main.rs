@@ -17,6 +17,7 @@ use smartnode_sim::software::calls::Calls;
 use smartnode_sim::software::cluster::Cluster;
 use smartnode_sim::software::leaky::Leak;
 use smartnode_sim::software::ledger::Ledgers;
+use smartnode_sim::software::node::Nodes;
 use smartnode_sim::software::ping::{Ping, Pings};
 use smartnode_sim::trace::Trace;
 use smartnode_sim::world::{Config, World};
@@ -52,7 +53,7 @@ struct Run {
     #[arg(long, default_value = "all")]
     faults: Faults,
     /// What runs on the hosts
-    #[arg(long, value_enum, default_value_t = What::Ping)]
+    #[arg(long, value_enum, default_value_t = What::Node)]
     software: What,
     /// Write every record to this file
     #[arg(long)]
@@ -70,6 +71,8 @@ enum What {
     Calls,
     /// The ledger over the transport
     Ledger,
+    /// Whole nodes
+    Node,
     #[value(hide = true)]
     LeakWallClock,
     #[value(hide = true)]
@@ -91,6 +94,7 @@ impl Run {
             What::Ping => Arc::new(Pings(Arc::new(Ping::new(self.seed)?))),
             What::Calls => Arc::new(Calls::new(Cluster::new(self.seed, self.nodes)?, self.calm_us())),
             What::Ledger => Arc::new(Ledgers::new(Cluster::new(self.seed, self.nodes)?, self.calm_us())),
+            What::Node => Arc::new(Nodes::new(self.calm_us())),
             What::LeakWallClock => Arc::new(Leak::WallClock),
             What::LeakThread => Arc::new(Leak::Thread),
             What::LeakSocket => Arc::new(Leak::Socket),

@@ -5,4 +5,5 @@ pub mod cluster;
 pub mod history;
 pub mod leaky;
 pub mod ledger;
+pub mod node;
 pub mod ping;

@@ -30,7 +30,12 @@ fn the_transport_replays_under_every_fault() {
 
 #[test]
 fn the_ledger_replays_under_every_fault() {
-    twice("--software ledger --seconds 30 --nodes 3", 1..3);
+    twice("--software ledger --seconds 25 --nodes 3", 1..2);
+}
+
+#[test]
+fn whole_nodes_replay_under_every_fault() {
+    twice("--software node --seconds 40 --nodes 3", 1..4);
 }
 
 #[test]

@@ -28,3 +28,8 @@ fn the_transport_survives_a_swarm() {
 fn the_ledger_survives_a_swarm() {
     swarm("--software ledger --seconds 40 --nodes 3", 100..104);
 }
+
+#[test]
+fn whole_nodes_survive_a_swarm() {
+    swarm("--software node --seconds 45 --nodes 3", 100..106);
+}

@@ -1,0 +1,189 @@
+//! Whole nodes, as `main` starts them but for the seams: founding, joining, membership, gossip, ledger, machines.
+//!
+//! The first host founds the cluster; once it runs it makes a join token, and the others join through whoever answers.
+//! Every step is repeated after a crash, as an operator's start script would.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use fabric::ids::{Digest, NodeId, TokenId};
+use fabric::limits::CERTIFICATE_TTL;
+use fabric::model::{Capacity, Labels, Role};
+use fabric::rpc::BoxFuture;
+use fabric::seams::draw;
+use fabric::token::JoinToken;
+use fabric::transport::Stream;
+use raft_store::command::{Actor, Command};
+use smartnode::api::failure::Failure;
+use smartnode::host::{Host, Pressure};
+use smartnode::images::Packed;
+use smartnode::images::service::{Images, Ready};
+use smartnode::node::dir::ClusterFile;
+use smartnode::node::founding::{self, Own};
+use smartnode::node::{Node, NodeConfig, Parts};
+use tokio::time::sleep;
+
+use crate::actor::{Boot, HostId, Software};
+use crate::net::address;
+use crate::software::cluster::PORT;
+use crate::software::history::History;
+
+/// Between two tries of anything.
+const RETRY: Duration = Duration::from_millis(300);
+/// The host that founds the cluster.
+const FOUNDER: HostId = HostId(1);
+
+/// A host of fixed size, never busy.
+#[derive(Debug)]
+struct QuietHost;
+
+impl Host for QuietHost {
+    fn total(&self) -> Capacity {
+        Capacity { cpu_millis: 8_000, memory_bytes: 16 << 30, disk_bytes: 1 << 40 }
+    }
+    fn pressure(&self) -> Pressure {
+        Pressure { memory_available_bytes: 8 << 30, load_millis: 100 }
+    }
+}
+
+/// Every image is everywhere.
+#[derive(Debug)]
+struct AllImages;
+
+#[async_trait]
+impl Images for AllImages {
+    async fn ensure(&self, _: Digest, _: Vec<NodeId>) -> Result<Ready, Failure> {
+        let (command, env, workdir) = (vec!["simulated".to_owned()], Vec::new(), String::new());
+        Ok(Ready { rootfs: PathBuf::from("simulated"), command, env, workdir })
+    }
+    async fn pack(&self, _: Vec<String>) -> Result<Packed, Failure> {
+        Err(Failure::internal("simulated hosts have no files to pack".to_owned()))
+    }
+    fn held(&self) -> Vec<Digest> {
+        Vec::new()
+    }
+    async fn serve(&self, stream: Stream) {
+        drop(stream);
+    }
+}
+
+/// Hosts that run nodes.
+#[derive(Debug, Clone, Default)]
+pub struct Nodes {
+    history: History,
+    /// What the operator wrote down.
+    token: Arc<Mutex<Option<JoinToken>>>,
+    calm_us: u64,
+}
+
+impl Nodes {
+    /// The calm begins at `calm_us`.
+    pub fn new(calm_us: u64) -> Self {
+        Nodes { calm_us, ..Nodes::default() }
+    }
+
+    fn token(&self) -> Option<JoinToken> {
+        self.token.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Founds or joins, until this directory is a member's.
+    async fn enter(&self, boot: &Boot) -> anyhow::Result<()> {
+        let own = Own {
+            name: boot.host.to_string().parse()?,
+            advertise: SocketAddr::new(address(boot.host), PORT),
+            zone: String::new(),
+            labels: Labels::new(),
+        };
+        if boot.host == FOUNDER {
+            founding::init(&boot.seams, &QuietHost, &own)?;
+            return Ok(());
+        }
+        let peers: Vec<SocketAddr> = (1..=boot.hosts)
+            .map(HostId)
+            .filter(|host| *host != boot.host)
+            .map(|host| SocketAddr::new(address(host), PORT))
+            .collect();
+        loop {
+            let member = ClusterFile::load(&*boot.seams.disk)?.is_some();
+            if member {
+                return Ok(());
+            }
+            if let Some(token) = self.token() {
+                match founding::join(&boot.seams, &QuietHost, &own, &peers, &token).await {
+                    Ok(_) => return Ok(()),
+                    Err(error) => boot.recorder.event(format_args!("not joined: {error}")),
+                }
+            }
+            sleep(RETRY).await;
+        }
+    }
+
+    /// Makes the join token, once.
+    async fn make_token(&self, boot: &Boot, node: &Node) {
+        let context = node.context();
+        let ca = { context.trust.read().unwrap_or_else(PoisonError::into_inner).cas().next().map(Digest::of) };
+        let Some(ca) = ca else { return boot.recorder.violation("a founder trusts no CA") };
+        while self.token().is_none() {
+            let token = JoinToken { id: TokenId(draw(&*boot.seams.entropy)), secret: draw(&*boot.seams.entropy), ca };
+            let create = Command::CreateToken {
+                id: token.id,
+                secret_hash: token.secret_hash(),
+                role: Role::Voter,
+                uses: boot.hosts as u32,
+                ttl_ms: CERTIFICATE_TTL.as_millis() as u64,
+            };
+            match context.ledger.write(Actor::fabric(context.me), None, create).await {
+                Ok(_) => *self.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(token),
+                Err(error) => boot.recorder.event(format_args!("no token: {error}")),
+            }
+        }
+    }
+
+    async fn run(&self, boot: &Boot) -> anyhow::Result<()> {
+        self.enter(boot).await?;
+        let parts = Parts {
+            host: Arc::new(QuietHost),
+            runtime: boot.machines.clone(),
+            images: Box::new(|_| Arc::new(AllImages)),
+        };
+        let listen = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), PORT);
+        let config = NodeConfig { listen, advertise: None, data_dir: PathBuf::from("simulated") };
+        let node = Node::start(boot.seams.clone(), parts, config).await?;
+        boot.recorder.event(format_args!("node {:?} runs", node.context().me));
+        if boot.host == FOUNDER {
+            self.make_token(boot, &node).await;
+        }
+        self.history.follow(boot, node.context().ledger.clone()).await;
+        std::future::pending::<()>().await;
+        Ok(())
+    }
+}
+
+impl Software for Nodes {
+    fn boot(&self, boot: Boot) -> BoxFuture<()> {
+        let this = self.clone();
+        Box::pin(async move {
+            if let Err(error) = this.run(&boot).await {
+                match boot.has_power() {
+                    true => boot.recorder.violation(&format!("the node does not start: {error:#}")),
+                    false => boot.recorder.event(format_args!("died starting: {error:#}")),
+                }
+            }
+        })
+    }
+
+    fn ended(&self, host: HostId) {
+        self.history.ended(host);
+    }
+
+    fn verdict(&self, up: &[HostId]) -> Vec<String> {
+        self.history.verdict(up, self.calm_us)
+    }
+
+    fn summary(&self) -> String {
+        self.history.summary()
+    }
+}
