@@ -398,3 +398,7 @@ impl From<TransferAnswerV1> for TransferLeaderResponse<TC> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "codec_tests.rs"]
+mod tests;

@@ -14,7 +14,8 @@ use fabric::seams::Disk;
 use fabric::wire::{self, HEADER_BYTES, WireError};
 use rkyv::{Archive, Deserialize, Serialize};
 
-use crate::state::State;
+use crate::snapshot::{self, SnapshotEnd};
+use crate::state::{Settings, State};
 
 /// File with the newest view.
 const FILE: &str = "feed";
@@ -123,6 +124,23 @@ impl Mine {
             machines,
             members: head.members,
         })
+    }
+
+    /// A state that knows these records and nothing else. Whoever misses something in it has not learnt that it is gone.
+    pub(crate) fn to_state(&self) -> Option<State> {
+        let settings = Settings {
+            cluster_id: self.cluster,
+            epoch: self.at.0,
+            feature_level: self.feature_level,
+            index: self.at.1,
+            ..Settings::default()
+        };
+        let mut frames = vec![wire::encode(&settings)];
+        frames.extend(self.node.iter().map(wire::encode));
+        frames.extend(self.machines.iter().map(wire::encode));
+        let end = SnapshotEnd { records: frames.len() as u64, digest: Digest::of(&frames.concat()) };
+        frames.push(wire::encode(&end));
+        snapshot::from_records(frames).ok()
     }
 
     /// Digest of the frames: equal views have equal ones.

@@ -16,16 +16,17 @@ pub(crate) const APPEND_ENTRIES_MAX: u64 = 4_096;
 pub(crate) const APPLY_BATCH: usize = 256;
 /// Largest snapshot that is received.
 pub(crate) const SNAPSHOT_BYTES_MAX: u64 = 1 << 30;
-/// Entries between snapshots.
+/// Entries between snapshots. Half as many are kept behind one, so that a follower that was away briefly needs none.
 pub(crate) const SNAPSHOT_EVERY: u64 = 20_000;
-/// Entries kept behind a snapshot, so that a follower that was away briefly needs none.
-pub(crate) const LOG_KEPT: u64 = 10_000;
 /// A leader speaks to its followers this often.
 pub(crate) const HEARTBEAT: Duration = Duration::from_millis(100);
 /// A follower stands for election this long after its leader's lease ended, at least.
 pub(crate) const ELECTION_MIN: Duration = Duration::from_millis(200);
 /// The same, at most; also the length of a leader's lease.
 pub(crate) const ELECTION_MAX: Duration = Duration::from_millis(350);
+/// A leader that hears no quorum falls silent for so long, again and again: otherwise one that can speak and not hear
+/// would keep its followers from electing another.
+pub(crate) const QUORUM_LOSS_QUIET: Duration = Duration::from_millis(1_000);
 /// Deadline of an append that carries entries: the follower syncs them to its disk first.
 pub(crate) const APPEND_TIMEOUT: Duration = Duration::from_millis(500);
 /// Deadline of sending and installing one piece of a snapshot.
@@ -71,7 +72,8 @@ pub(crate) const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// openraft's configuration. A leader that dies is replaced within about 0.6 s: its lease (`ELECTION_MAX`) ends, then the
 /// first follower's election time does.
-pub(crate) fn raft() -> Config {
+pub(crate) fn raft(snapshot_every: u64) -> Config {
+    let kept = snapshot_every / 2;
     Config {
         cluster_name: "smartnode".into(),
         heartbeat_interval: HEARTBEAT.as_millis() as u64,
@@ -79,11 +81,12 @@ pub(crate) fn raft() -> Config {
         election_timeout_max: ELECTION_MAX.as_millis() as u64,
         install_snapshot_timeout: SNAPSHOT_PART_TIMEOUT.as_millis() as u64,
         max_payload_entries: APPEND_ENTRIES_MAX,
-        replication_lag_threshold: LOG_KEPT,
-        snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
-        max_in_snapshot_log_to_keep: LOG_KEPT,
-        purge_batch_size: 256,
+        replication_lag_threshold: snapshot_every * 2,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(snapshot_every),
+        max_in_snapshot_log_to_keep: kept,
+        purge_batch_size: 256.min(kept.max(1)),
         enable_pre_vote: Some(true),
+        quorum_loss_probe_interval: Some(QUORUM_LOSS_QUIET.as_millis() as u64),
         backoff: "20ms 50ms 100ms ...500ms".into(),
         ..Config::default()
     }

@@ -102,3 +102,95 @@ fn an_isolated_leader_acknowledges_nothing_and_follows_after_the_heal() {
         cluster.write(old, tenant(2)).await.unwrap();
     });
 }
+
+#[test]
+fn a_follower_that_was_away_for_long_catches_up_by_a_snapshot() {
+    run(async {
+        let mut cluster = Cluster::made(3).await;
+        cluster.voters(3).await;
+        let leader = cluster.leader().await;
+        let away = (leader + 1) % 3;
+        cluster.kill(away).await;
+        // The hosts keep 150 entries behind a snapshot of every 300.
+        for number in 0..1_000 {
+            cluster.write(leader, tenant(number)).await.unwrap();
+        }
+        cluster.start(away).await.unwrap();
+        eventually("the follower has caught up", || {
+            (cluster.read(away, |state| state.tenants.len()) == 1_001).then_some(())
+        })
+        .await;
+        let digests: Vec<_> = [leader, away].map(|at| cluster.read(at, |state| state.digest())).into();
+        assert_eq!(digests[0], digests[1]);
+        // And it starts from what it was sent.
+        cluster.kill(away).await;
+        cluster.start(away).await.unwrap();
+        cluster.ledger(away).linearizable().await.unwrap();
+        assert_eq!(cluster.read(away, |state| state.tenants.len()), 1_001);
+    });
+}
+
+#[test]
+fn five_nodes_bear_the_loss_of_two_and_stop_at_three() {
+    run(async {
+        let mut cluster = Cluster::made(7).await;
+        cluster.voters(5).await;
+        let leader = cluster.leader().await;
+        assert_eq!(cluster.ledger(leader).status().tolerance, Some(2));
+        let voters = cluster.ledger(leader).status().voters;
+        let others: Vec<usize> = (0..7).filter(|at| *at != leader && voters.contains(&cluster.hosts[*at].id)).collect();
+        for at in &others[..2] {
+            cluster.kill(*at).await;
+        }
+        cluster.write(leader, tenant(1)).await.unwrap();
+        assert_eq!(cluster.ledger(leader).status().tolerance, Some(0));
+        let words = cluster.ledger(leader).status().tolerance_words;
+        assert!(words.contains("stops writes"), "{words}");
+        cluster.kill(others[2]).await;
+        assert!(cluster.write(leader, tenant(2)).await.is_err());
+        assert_eq!(cluster.ledger(leader).status().tolerance, None);
+        for at in &others[..3] {
+            cluster.start(*at).await.unwrap();
+        }
+        eventually("writes go on", || cluster.ledger(leader).status().tolerance).await;
+        cluster.write(others[0], tenant(3)).await.unwrap();
+    });
+}
+
+#[test]
+fn a_one_way_cut_of_the_leader_does_not_stop_writes() {
+    run(async {
+        let cluster = Cluster::made(3).await;
+        cluster.voters(3).await;
+        let leader = cluster.leader().await;
+        // It can speak and hears no answer.
+        for at in (0..3).filter(|at| *at != leader) {
+            cluster.net.cut_one_way(cluster.hosts[at].id, cluster.hosts[leader].id);
+        }
+        let other = (leader + 1) % 3;
+        cluster.write(other, tenant(1)).await.unwrap();
+        cluster.net.heal();
+        cluster.write(leader, tenant(2)).await.unwrap();
+    });
+}
+
+#[test]
+fn a_voter_whose_disk_is_full_stops_cleanly_and_says_so() {
+    run(async {
+        let mut cluster = Cluster::made(3).await;
+        cluster.voters(3).await;
+        let leader = cluster.leader().await;
+        cluster.hosts[leader].disk.set_full(true);
+        // The write may succeed through the others, or its outcome stay unknown; it is never acknowledged and lost.
+        let written = cluster.write((leader + 1) % 3, tenant(1)).await;
+        let reason = eventually("the leader has stopped", || cluster.ledger(leader).status().halted).await;
+        assert!(reason.contains("ledger.redb"), "{reason}");
+        cluster.write((leader + 1) % 3, tenant(2)).await.unwrap();
+        cluster.hosts[leader].disk.set_full(false);
+        cluster.kill(leader).await;
+        cluster.start(leader).await.unwrap();
+        cluster.ledger(leader).linearizable().await.unwrap();
+        let there = cluster.read(leader, |state| state.tenants.contains_key(&common::name("t1")));
+        assert!(there || written.is_err());
+    });
+}

@@ -34,6 +34,9 @@ fn a_worker_is_fed_its_machines_and_keeps_them_over_a_restart() {
         })
         .await;
         assert_eq!(mine.machines[0].id, machine_id(1));
+        // Its reads show as much, and that is no reason to take anything else for gone.
+        assert_eq!(cluster.read(3, |state| state.machines_on(id_of(4)).count()), 1);
+        assert!(cluster.ledger(3).linearizable().await.is_err());
         assert_eq!(cluster.ledger(3).status().part, Part::Spare);
         // It confirms by a forwarded write, which shows in its feed.
         let confirm = raft_store::command::Command::Confirm { machine: machine_id(1), epoch: 1 };

@@ -279,6 +279,11 @@ impl Inner {
             return false;
         }
         self.view.send_replace(Arc::new(view));
+        self.keep_fed();
+        // Whoever reads a whole copy here must not miss what the feed has told. A worker has none.
+        if self.replica().is_some() {
+            let _ = self.refresh(Duration::MAX, at.1).await;
+        }
         self.saw(at.1);
         true
     }

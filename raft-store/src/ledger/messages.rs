@@ -112,3 +112,12 @@ pub(crate) struct PageV1 {
 }
 
 records!(PageRequestV1 = (163, 1), PageV1 = (164, 1));
+
+/// Feeds any bytes to every decoder of this file.
+#[cfg(test)]
+pub(crate) fn feed_decoders(bytes: &[u8]) {
+    use fabric::wire::decode;
+    let _ = (decode::<ForwardV1>(bytes), decode::<ForwardAnswerV1>(bytes), decode::<ReadIndexV1>(bytes));
+    let _ = (decode::<EmptyV1>(bytes), decode::<RenewAnswerV1>(bytes), decode::<JudgeV1>(bytes));
+    let _ = (decode::<VerdictV1>(bytes), decode::<PageRequestV1>(bytes), decode::<PageV1>(bytes));
+}

@@ -32,6 +32,8 @@ use tokio::time::Instant;
 
 pub use error::{LedgerError, StartError};
 pub use leasing::Renewal;
+#[cfg(test)]
+pub(crate) use messages::feed_decoders;
 pub use status::{LedgerStatus, Part};
 pub use writing::Applied;
 
@@ -64,6 +66,7 @@ pub trait Surroundings: Send + Sync {
 #[derive(Default, Clone)]
 pub struct Registration {
     slot: Arc<OnceLock<Weak<Inner>>>,
+    snapshot_every: Option<u64>,
 }
 
 /// The ledger. Clones share it; the last one that goes stops it.
@@ -103,6 +106,8 @@ struct Inner {
     view: watch::Sender<Arc<Mine>>,
     /// A spare's copy of the whole state, for reads.
     replica: Mutex<Option<Arc<Replica>>>,
+    /// What `view` says, as a state.
+    fed: Mutex<Option<Arc<Replica>>>,
     fetching: Semaphore,
     /// What is served to spares, page by page.
     blobs: Mutex<Blobs>,
@@ -130,6 +135,12 @@ struct Heard {
 }
 
 impl Registration {
+    /// Makes a snapshot every so many entries and keeps half as many behind it; tests use few.
+    pub fn snapshot_every(mut self, entries: u64) -> Self {
+        self.snapshot_every = Some(entries);
+        self
+    }
+
     /// Opens the database and joins in.
     ///
     /// # Errors
@@ -149,7 +160,13 @@ impl Registration {
         // openraft's randomness is task-local and seeded here, so that the simulator owns it. Its later calls draw none
         // in the caller's task.
         let seed = u64::from_le_bytes(draw::<8>(&*seams.entropy));
-        let starting = Raft::new(Member(config.node), Arc::new(tuning::raft()), network, log, machine);
+        let starting = Raft::new(
+            Member(config.node),
+            Arc::new(tuning::raft(self.snapshot_every.unwrap_or(tuning::SNAPSHOT_EVERY))),
+            network,
+            log,
+            machine,
+        );
         let started = DeterministicRng::<TokioRuntime>::scope(seed, starting).await;
         let raft = started.map_err(|error| match shared.halt.reason() {
             Some(reason) => StartError::Halted(reason),
@@ -177,11 +194,13 @@ impl Registration {
             disk: seams.disk.clone(),
             view: watch::Sender::new(Arc::new(view)),
             replica: Mutex::default(),
+            fed: Mutex::default(),
             fetching: Semaphore::new(1),
             blobs: Mutex::default(),
             full: Mutex::default(),
             seen: watch::Sender::new(seen),
         });
+        inner.keep_fed();
         let weak = Arc::downgrade(&inner);
         inner.spawn(writing::forwarder(weak.clone(), queue));
         inner.spawn(status::watch_halt(weak.clone()));
@@ -202,11 +221,14 @@ impl Ledger {
         registration
     }
 
-    /// Runs `look` on the state. It must be short: entries wait for it. On a spare, see [`Ledger::refresh`].
+    /// Runs `look` on the state. It must be short: entries wait for it.
+    ///
+    /// On a spare that is the copy fetched last (see [`Ledger::refresh`]); while there is none, it is a state that knows
+    /// only what concerns this node. Before anything is given up because it is missing: [`Ledger::linearizable`].
     pub fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
-        let replica = self.inner.replica().clone();
+        let fetched = self.inner.replica().clone().or_else(|| self.inner.fed());
         let machine = self.inner.shared.read();
-        match replica {
+        match fetched {
             Some(copy) if copy.at > machine.at() => {
                 drop(machine);
                 look(&copy.state)
@@ -282,6 +304,18 @@ impl Inner {
 
     fn replica(&self) -> MutexGuard<'_, Option<Arc<Replica>>> {
         self.replica.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fed(&self) -> Option<Arc<Replica>> {
+        self.fed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Makes a state of the newest view.
+    fn keep_fed(&self) {
+        let view = self.view.borrow().clone();
+        let Some(state) = view.to_state().filter(|_| view.at != (0, 0)) else { return };
+        let copy = Replica { at: view.at, digest: Digest::default(), fetched: Instant::now(), state: Arc::new(state) };
+        *self.fed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(copy));
     }
 
     fn blobs(&self) -> MutexGuard<'_, Blobs> {

@@ -145,7 +145,7 @@ impl Store {
         Some(out)
     }
 
-    fn append_entries(&self, entries: Vec<Entry>) -> Result<(), StoreError> {
+    pub(super) fn append_entries(&self, entries: Vec<Entry>) -> Result<(), StoreError> {
         let committed = self.memory().committed;
         self.write("appending to the log", |transaction| {
             let mut log = transaction.open_table(LOG).during("appending to the log")?;
@@ -166,13 +166,13 @@ impl Store {
         Ok(())
     }
 
-    fn save_vote_synced(&self, vote: &Vote) -> Result<(), StoreError> {
+    pub(super) fn save_vote_synced(&self, vote: &Vote) -> Result<(), StoreError> {
         self.write("saving a vote", |transaction| put(transaction, KEY_VOTE, &VoteV1::from(vote)))?;
         self.memory().vote = Some(*vote);
         Ok(())
     }
 
-    fn truncate(&self, last: Option<LogId>) -> Result<(), StoreError> {
+    pub(super) fn truncate(&self, last: Option<LogId>) -> Result<(), StoreError> {
         let first = last.map_or(0, |id| id.index + 1);
         self.write("truncating the log", |transaction| {
             let mut log = transaction.open_table(LOG).during("truncating the log")?;
@@ -186,7 +186,7 @@ impl Store {
         Ok(())
     }
 
-    fn purge_up_to(&self, id: LogId) -> Result<(), StoreError> {
+    pub(super) fn purge_up_to(&self, id: LogId) -> Result<(), StoreError> {
         self.write("purging the log", |transaction| {
             put(transaction, KEY_PURGED, &LogIdV1::from(id))?;
             let mut log = transaction.open_table(LOG).during("purging the log")?;
@@ -199,6 +199,20 @@ impl Store {
             memory.last = Some(id);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+impl Store {
+    pub(super) fn entries_for_test(&self) -> Result<Vec<Entry>, StoreError> {
+        // From the disk, not from memory.
+        self.memory().forget_tail();
+        self.entries(0, u64::MAX, usize::MAX)
+    }
+
+    pub(super) fn promises_for_test(&self) -> (Option<Vote>, Option<LogId>) {
+        let memory = self.memory();
+        (memory.vote, memory.purged)
     }
 }
 

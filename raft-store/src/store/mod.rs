@@ -7,6 +7,8 @@
 //! A record that fails its checksum is named and refused; nothing is skipped. Commits run inline: a thread for them
 //! would break replay in the simulator, and openraft batches what arrives meanwhile into the next commit.
 
+#[cfg(test)]
+mod cuts;
 mod log;
 mod machine;
 mod snapshots;

@@ -305,7 +305,7 @@ impl Cluster {
             udp: Arc::new(HostUdp),
         };
         let mut router = Router::default();
-        let registration: Registration = Ledger::register(&mut router);
+        let registration: Registration = Ledger::register(&mut router).snapshot_every(300);
         net.routers.lock().unwrap().insert(host.id, router);
         let config = LedgerConfig { node: host.id, address: format!("10.0.0.{}:7420", at + 1) };
         let rpc = Arc::new(Link { net: net.clone(), me: host.id });
