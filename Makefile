@@ -1,6 +1,6 @@
 # Two commands do all their own set-up on a fresh Debian 12 with Rust: `make demo` and `make test`.
 
-.PHONY: help demo test build bench sim fmt setup tools clean
+.PHONY: help demo test build sim fmt setup tools clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -15,11 +15,8 @@ test: setup tools ## formatting, lints, licences, all tests, the simulator's det
 build: ## the binary, optimised
 	cargo build --release --locked -p smartnode
 
-bench: setup ## the README's table of figures
-	./scripts/bench
-
-sim: ## a swarm of simulated clusters
-	cargo run --release --locked -p smartnode-sim -- swarm --seeds 100
+sim: ## one simulated cluster under faults; SEED=n chooses which
+	cargo run --release --locked -p smartnode-sim -- run --seed $(or $(SEED),1)
 
 fmt: ## format the sources
 	cargo fmt --all
