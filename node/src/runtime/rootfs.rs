@@ -59,7 +59,10 @@ pub fn mount_overlay(image: &CStr, users: &OwnedFd, uid_base: u32) -> io::Result
     doing("writable layer", fs::set_permissions(UPPER, fs::Permissions::from_mode(0o755)))?;
     let lower = doing("open the image", sys::clone_mount(image, false))?;
     let flags = attr::IDMAP | attr::RDONLY | attr::NODEV;
-    doing("map the image's owners (idmapped mount)", sys::set_mount_attr(&lower, flags, Some(users)))?;
+    doing(
+        "map the image's owners (its file system must allow that, as ext4, xfs and btrfs do)",
+        sys::set_mount_attr(&lower, flags, Some(users)),
+    )?;
     doing("mount the image", sys::attach(&lower, c"lower"))?;
     // Relative names: a data directory with a colon in its path would be read as two layers.
     let options = [(c"lowerdir", c"lower"), (c"upperdir", c"upper"), (c"workdir", c"work"), (c"source", c"smartnode")];

@@ -113,3 +113,29 @@ async fn damaged_and_foreign_things_are_told_apart() {
     world.runtime.destroy(id).await.unwrap();
     assert!(world.data.join("machines/notes").exists());
 }
+
+#[tokio::test]
+#[ignore = "needs root and namespaces"]
+async fn looking_while_machines_come_and_go_disturbs_none() {
+    let world = World::new();
+    let runtime = world.runtime.clone();
+    let looking = tokio::spawn(async move {
+        loop {
+            runtime.list().await.unwrap();
+            runtime.sweep(Duration::ZERO).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+    });
+    for round in 0..3 {
+        for n in 1..=8 {
+            let launch = world.script(n, if n % 2 == 0 { "exit 0" } else { "sleep 60" });
+            world.runtime.start(&launch).await.unwrap_or_else(|error| panic!("round {round}, {n}: {error}"));
+        }
+        for n in (1..=8).step_by(2) {
+            let id = world.script(n, "").id;
+            world.expect(id, MachineState::Running).await;
+            world.runtime.stop(id, Duration::ZERO).await.unwrap();
+        }
+    }
+    looking.abort();
+}

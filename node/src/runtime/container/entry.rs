@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use fabric::ids::MachineId;
 use fabric::model::{MachineState, MachineStatus};
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 use tokio::time::timeout;
 
 use super::client::{Feed, dial};
@@ -48,13 +48,14 @@ pub struct Shared {
     /// Counts changes.
     pub changed: watch::Sender<u64>,
     entries: Mutex<BTreeMap<MachineId, Entry>>,
+    adopted: OnceCell<()>,
 }
 
 impl Shared {
     /// Knows no machine yet.
     pub fn new(data: PathBuf, prefix: String, host: Host) -> Arc<Self> {
         let entries = Mutex::new(BTreeMap::new());
-        Arc::new(Shared { data, prefix, host, changed: watch::Sender::new(0), entries })
+        Arc::new(Shared { data, prefix, host, changed: watch::Sender::new(0), entries, adopted: OnceCell::new() })
     }
 
     /// Where machines are.
@@ -163,8 +164,15 @@ impl Shared {
         self.bump();
     }
 
+    /// Its supervisor could not even be executed.
+    pub fn not_started(&self, id: MachineId, error: &std::io::Error) {
+        let line = StatusLine::down(MachineState::Failed, Some(error.to_string()));
+        self.update(id, |seen| *seen = Seen { line, up: false });
+    }
+
     /// The supervisor is gone. If it did not say how, it was killed, and its machine with it.
     async fn ended(&self, id: MachineId) {
+        self.end_supervisor(id);
         let last = self.last_line(id);
         if let Err(error) = self.bury(id).await {
             tracing::warn!(machine = ?id, %error, "remains of a machine");
@@ -208,14 +216,16 @@ impl Shared {
         Ok(())
     }
 
-    /// Finds machines that are on disk and not known yet: at the start of a daemon, all of them.
+    /// Finds the machines of a former daemon, once and before anything else: what appears on disk later is our own doing,
+    /// and must not be taken for remains while it is being made.
     pub async fn adopt(self: &Arc<Self>) -> Result<(), RuntimeError> {
+        self.adopted.get_or_try_init(|| self.adopt_all()).await.copied()
+    }
+
+    async fn adopt_all(self: &Arc<Self>) -> Result<(), RuntimeError> {
         let dir = self.machines();
         let listing = fs::read_dir(&dir).map_err(io_error(format!("list {}", dir.display())))?;
-        let ids: Vec<MachineId> = listing
-            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-            .filter(|id| !self.entries().contains_key(id))
-            .collect();
+        let ids: Vec<MachineId> = listing.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
         for id in ids {
             self.adopt_one(id).await;
         }
@@ -230,11 +240,7 @@ impl Shared {
             self.listen(id, feed);
             return;
         }
-        // One that lives and does not answer must not wake up later beside a successor.
-        if let Some(process) = self.supervisor(id).filter(|process| process.lives()) {
-            tracing::warn!(machine = ?id, pid = process.pid, "a supervisor does not answer: killed");
-            let _ = nix::sys::signal::kill(process.nix(), nix::sys::signal::Signal::SIGKILL);
-        }
+        self.end_supervisor(id);
         if let Err(error) = self.bury(id).await {
             tracing::warn!(machine = ?id, %error, "remains of a machine");
         }
@@ -246,6 +252,14 @@ impl Shared {
             (_, None) => StatusLine::down(MachineState::Stopped, None),
         };
         self.put(id, launch, Seen { line, up: false });
+    }
+
+    /// One that lives and does not answer must not wake up later beside a successor. (One that is just exiting has done
+    /// its work and is not harmed.)
+    fn end_supervisor(&self, id: MachineId) {
+        if let Some(process) = self.supervisor(id).filter(|process| process.lives()) {
+            let _ = nix::sys::signal::kill(process.nix(), nix::sys::signal::Signal::SIGKILL);
+        }
     }
 
     fn supervisor(&self, id: MachineId) -> Option<Process> {

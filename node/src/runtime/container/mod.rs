@@ -108,23 +108,32 @@ impl ContainerRuntime {
     /// Executes this binary anew as supervisor and listens to it.
     async fn spawn(&self, record: LaunchRecord) -> Result<watch::Receiver<entry::Seen>, RuntimeError> {
         let id = record.id;
+        let _ = fs::remove_file(self.shared.dir(id).join(ENDED));
+        // Known as up before anything of it exists: a sweep must not take its control group for a left-over.
+        let seen = self.shared.insert(record, StatusLine::down(MachineState::Preparing, None), true);
+        match self.spawn_supervisor(id).await {
+            Ok(feed) => Shared::listen(&self.shared, id, feed),
+            Err(error) => {
+                self.shared.not_started(id, &error);
+                return Err(io_error("start a supervisor")(error));
+            }
+        }
+        Ok(seen)
+    }
+
+    async fn spawn_supervisor(&self, id: MachineId) -> io::Result<client::Feed> {
         let dir = self.shared.dir(id);
-        let _ = fs::remove_file(dir.join(ENDED));
-        let spawn = || -> io::Result<(UnixStream, tokio::process::Child)> {
-            let (ours, theirs) = UnixStream::pair()?;
-            let theirs: OwnedFd = theirs.into_std()?.into();
-            let errors = fs::OpenOptions::new().append(true).create(true).mode(0o600).open(dir.join(ERRORS))?;
-            let mut command = Command::new(&self.exe);
-            command.arg0(ARGV0).arg(&dir).stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(errors);
-            Ok((ours, command.spawn()?))
-        };
-        let (stream, mut child) = spawn().map_err(io_error("start a supervisor"))?;
+        let (ours, theirs) = UnixStream::pair()?;
+        let theirs: OwnedFd = theirs.into_std()?.into();
+        let errors = fs::OpenOptions::new().append(true).create(true).mode(0o600).open(dir.join(ERRORS))?;
+        let mut command = Command::new(&self.exe);
+        command.arg0(ARGV0).arg(&dir).stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(errors);
+        let mut child = command.spawn()?;
+        // It holds the other end of the socket, which must not stay open here too.
+        drop(command);
         // It forks at once and the child of ours ends.
         tokio::spawn(async move { child.wait().await });
-        let feed = client::Feed::ask(stream).await.map_err(io_error("talk to a supervisor"))?;
-        let seen = self.shared.insert(record, StatusLine::down(MachineState::Preparing, None), true);
-        Shared::listen(&self.shared, id, feed);
-        Ok(seen)
+        client::Feed::ask(ours).await
     }
 
     /// Asks the supervisor; `what` names the request in errors.
@@ -135,6 +144,7 @@ impl ContainerRuntime {
         what: &'static str,
         patience: Duration,
     ) -> Result<Option<OwnedFd>, RuntimeError> {
+        self.shared.adopt().await?;
         if !self.shared.seen(id)?.up {
             return Err(self.shared.wrong_state(id, "start it first"));
         }
@@ -147,6 +157,7 @@ impl ContainerRuntime {
 
     /// Kills what runs and waits until nothing is left; a machine that is down already is fine.
     async fn put_down(&self, id: MachineId, signal: i32, grace: Duration) -> Result<(), RuntimeError> {
+        self.shared.adopt().await?;
         let grace = grace.min(GRACE_MAX);
         let mut watching = self.shared.watch(id)?;
         if watching.borrow().up {
@@ -164,7 +175,19 @@ impl ContainerRuntime {
         Ok(())
     }
 
-    fn process(&self, id: MachineId) -> Result<Process, RuntimeError> {
+    /// A machine that has ended by itself is up until its supervisor has cleared away.
+    async fn wait_if_ending(&self, id: MachineId) -> Result<(), RuntimeError> {
+        use MachineState::{Exited, Failed, Stopped};
+        let Ok(mut watching) = self.shared.watch(id) else { return Ok(()) };
+        if !matches!(watching.borrow().line.state, Exited | Failed | Stopped) {
+            return Ok(());
+        }
+        let gone = timeout(KILL_TIMEOUT, watching.wait_for(|seen| !seen.up)).await;
+        gone.map(drop).map_err(|_| RuntimeError::Timeout { id, what: "end", after: KILL_TIMEOUT })
+    }
+
+    async fn process(&self, id: MachineId) -> Result<Process, RuntimeError> {
+        self.shared.adopt().await?;
         let seen = self.shared.seen(id)?;
         let pid = seen.line.pid.filter(|_| seen.up && seen.line.shown_state() == MachineState::Running);
         pid.and_then(Process::of).ok_or_else(|| self.shared.wrong_state(id, "it must be running"))
@@ -190,6 +213,7 @@ impl Runtime for ContainerRuntime {
     }
 
     async fn prepare(&self, launch: &Launch) -> Result<(), RuntimeError> {
+        self.shared.adopt().await?;
         if self.shared.seen(launch.id).is_ok_and(|seen| seen.up) {
             return Err(self.shared.wrong_state(launch.id, "stop it first"));
         }
@@ -201,6 +225,8 @@ impl Runtime for ContainerRuntime {
 
     async fn start(&self, launch: &Launch) -> Result<(), RuntimeError> {
         let id = launch.id;
+        self.shared.adopt().await?;
+        self.wait_if_ending(id).await?;
         let mut watching = match self.shared.watch(id) {
             Ok(watching) if watching.borrow().up => {
                 if self.shared.epoch(id) != Some(launch.epoch) {
@@ -273,21 +299,23 @@ impl Runtime for ContainerRuntime {
     }
 
     async fn status(&self, id: MachineId) -> Result<MachineStatus, RuntimeError> {
+        self.shared.adopt().await?;
         self.shared.status(id)
     }
 
     async fn exec(&self, id: MachineId, argv: &[String]) -> Result<ExecStream, RuntimeError> {
-        let process = self.process(id)?;
+        let process = self.process(id).await?;
         exec::start(&self.exe, process, &self.shared.dir(id), argv).map_err(io_error("start a program in a machine"))
     }
 
     async fn logs(&self, id: MachineId, query: LogQuery) -> Result<mpsc::Receiver<LogLine>, RuntimeError> {
+        self.shared.adopt().await?;
         self.shared.seen(id)?;
         logs::read(self.shared.dir(id), query).map_err(io_error(format!("read the log of machine {id:?}")))
     }
 
     async fn connect(&self, id: MachineId, port: u16) -> Result<Box<dyn Duplex>, RuntimeError> {
-        self.process(id)?;
+        self.process(id).await?;
         let v4 = match self.dial(id, false, port).await? {
             Ok(stream) => return Ok(Box::new(stream)),
             Err(error) => error,
