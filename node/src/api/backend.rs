@@ -180,6 +180,8 @@ pub struct StatusView {
     pub epoch: u64,
     /// Voters that may be lost before writes stop, counting only live ones.
     pub tolerance: u32,
+    /// The same for people, with what to do about it.
+    pub tolerance_words: String,
     /// The voters.
     pub voters: Vec<VoterView>,
     /// The standbys.

@@ -143,18 +143,19 @@ pub async fn carry_exec<S: AsyncRead + AsyncWrite + Send>(
     with_stdin: bool,
 ) -> io::Result<()> {
     let (mut from, mut to) = tokio::io::split(stream);
-    let ExecStream { mut stdin, mut stdout, mut stderr, exit } = program;
+    let ExecStream { stdin, mut stdout, mut stderr, exit } = program;
     let input = async {
-        if !with_stdin {
-            let _ = stdin.shutdown().await;
-        }
+        // A pipe ends when it is dropped, not when it is shut down.
+        let mut stdin = Some(stdin).filter(|_| with_stdin);
         loop {
             match ExecFrame::read(&mut from).await? {
-                Some(ExecFrame::Stdin(bytes)) if bytes.is_empty() => stdin.shutdown().await?,
+                Some(ExecFrame::Stdin(bytes)) if bytes.is_empty() => stdin = None,
                 Some(ExecFrame::Stdin(bytes)) => {
-                    if stdin.write_all(&bytes).await.is_err() {
-                        // The program reads no more; what it still says is wanted.
-                        continue;
+                    // A program that reads no more may still say something.
+                    if let Some(pipe) = &mut stdin
+                        && pipe.write_all(&bytes).await.is_err()
+                    {
+                        stdin = None;
                     }
                 }
                 Some(_) => return Err(io::Error::new(io::ErrorKind::InvalidData, "only input goes to a program")),

@@ -266,6 +266,7 @@ impl Backend for Fake {
             applied: 9,
             epoch: 1,
             tolerance: self.state.lock().unwrap().tolerance,
+            tolerance_words: "losing n1 stops writes: add two nodes".into(),
             voters: vec![VoterView { name: name("n1"), alive: true }],
             standbys: vec![],
             nodes: [1, 0, 0],

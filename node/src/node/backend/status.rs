@@ -60,6 +60,7 @@ pub fn view(context: &Context) -> StatusView {
         applied: ledger.applied,
         epoch,
         tolerance: living.saturating_sub(quorum) as u32,
+        tolerance_words: ledger.tolerance_words,
         voters,
         standbys: ledger.standbys.iter().map(|node| name(*node)).collect(),
         nodes,
