@@ -235,6 +235,40 @@ impl Cluster {
         poll::until("there is a leader", Duration::from_secs(30), look).0
     }
 
+    /// A host that is not one of `others`.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn other_than(&self, others: &[usize]) -> usize {
+        let mut all = 0..self.lab.hosts().len();
+        all.find(|at| !others.contains(at)).expect("more hosts than those")
+    }
+
+    /// Runs a daemon that is to end by itself: how it ended, and its words.
+    ///
+    /// # Panics
+    /// When it has not ended within 45 s.
+    pub fn daemon_fails(&mut self, at: usize, arguments: &[&str]) -> Reply {
+        let said = self.log(at).len();
+        self.lab.start_daemon(at, arguments).expect("a daemon");
+        let what = format!("n{} {arguments:?} ends", at + 1);
+        let (status, _) = poll::until(&what, Duration::from_secs(45), || self.lab.daemon_ended(at));
+        self.lab.kill_daemon(at);
+        let stderr = self.log(at).split_off(said);
+        Reply { code: status.code().unwrap_or(-1), stdout: String::new(), stderr }
+    }
+
+    /// Waits until a started daemon has ended by itself, and forgets it.
+    ///
+    /// # Panics
+    /// When it goes on for half a minute.
+    pub fn wait_ended(&mut self, at: usize) -> i32 {
+        let what = format!("the daemon of n{} ends", at + 1);
+        let (status, _) = poll::until(&what, Duration::from_secs(30), || self.lab.daemon_ended(at));
+        self.lab.kill_daemon(at);
+        status.code().unwrap_or(-1)
+    }
+
     /// Cuts a host off from all others, both ways.
     ///
     /// # Panics
@@ -253,6 +287,23 @@ impl Cluster {
     pub fn heal(&self) {
         for at in 0..self.lab.hosts().len() {
             self.lab.heal(at).expect("nft");
+        }
+    }
+}
+
+/// Last lines of each daemon's log that a failed story shows.
+const LOG_TAIL_LINES: usize = 40;
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        for at in 0..self.lab.hosts().len() {
+            let log = self.log(at);
+            let lines: Vec<_> = log.lines().collect();
+            let tail = &lines[lines.len().saturating_sub(LOG_TAIL_LINES)..];
+            eprintln!("--- last words of n{}:\n{}", at + 1, tail.join("\n"));
         }
     }
 }

@@ -9,6 +9,8 @@
 //! Every wait goes through [`poll::until`]: a condition and a deadline, never a plain sleep.
 
 mod cluster;
+pub mod http;
+pub mod machines;
 pub mod poll;
 
 pub use cluster::{Cluster, Reply, smartnode};

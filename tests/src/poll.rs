@@ -10,13 +10,27 @@ const PAUSE: Duration = Duration::from_millis(20);
 ///
 /// # Panics
 /// When `limit` passes: names what was waited for.
-pub fn until<T>(what: &str, limit: Duration, mut condition: impl FnMut() -> Option<T>) -> (T, Duration) {
+pub fn until<T>(what: &str, limit: Duration, condition: impl FnMut() -> Option<T>) -> (T, Duration) {
+    until_or(limit, condition, || what.to_owned())
+}
+
+/// The same, with words that are found when they are needed.
+///
+/// # Panics
+/// When `limit` passes: with those words.
+pub fn until_or<T>(
+    limit: Duration,
+    mut condition: impl FnMut() -> Option<T>,
+    words: impl FnOnce() -> String,
+) -> (T, Duration) {
     let begun = Instant::now();
     loop {
         if let Some(value) = condition() {
             return (value, begun.elapsed());
         }
-        assert!(begun.elapsed() < limit, "waited {limit:?} in vain: {what}");
+        if begun.elapsed() >= limit {
+            panic!("waited {limit:?} in vain: {}", words());
+        }
         std::thread::sleep(PAUSE);
     }
 }

@@ -17,15 +17,13 @@ const GONE: Duration = Duration::from_secs(5);
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// Process ids of the supervisors whose machines live under this data directory.
+/// Process ids of the supervisors whose machines live under this directory: a data directory or a machine's own.
 pub fn supervisors_of(data_dir: &Path) -> Vec<i32> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    // With the slash, or n1 would be taken for n10, too.
-    let mine = format!("{}/", data_dir.display());
     let is_supervisor = |pid: &i32| {
         let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let words: Vec<_> = command.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
-        words.iter().any(|word| word.contains("supervis")) && words.iter().any(|word| word.starts_with(&mine))
+        words.iter().any(|word| word.contains("supervis")) && words.iter().any(|word| Path::new(&**word).starts_with(data_dir))
     };
     let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
     pids.filter(is_supervisor).collect()

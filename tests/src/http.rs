@@ -1,0 +1,68 @@
+//! Bytes to an admin socket as no well-behaved client would send them.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::Value;
+
+/// What the admin port answered.
+#[derive(Debug)]
+pub struct Answer {
+    /// HTTP status.
+    pub status: u16,
+    /// Header lines.
+    pub head: String,
+    /// The body.
+    pub body: String,
+}
+
+impl Answer {
+    /// The body as JSON.
+    ///
+    /// # Panics
+    /// When it is none.
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error} in {self:?}"))
+    }
+
+    /// Reads an answer to the end of the connection.
+    ///
+    /// # Panics
+    /// When nothing that is HTTP comes within half a minute.
+    pub fn read(stream: &mut UnixStream) -> Answer {
+        stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a time-out");
+        let mut bytes = Vec::new();
+        // A port that refuses a body may reset the connection after its answer.
+        let end = stream.read_to_end(&mut bytes);
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{end:?}, no answer: {text:?}"));
+        let status = head.split(' ').nth(1).and_then(|word| word.parse().ok());
+        Answer { status: status.unwrap_or_default(), head: head.to_owned(), body: body.to_owned() }
+    }
+}
+
+/// A connection on which `head` has been said.
+///
+/// # Panics
+/// When nobody listens.
+pub fn open(socket: &Path, head: &str) -> UnixStream {
+    let mut stream = UnixStream::connect(socket).unwrap_or_else(|error| panic!("{}: {error}", socket.display()));
+    stream.write_all(head.as_bytes()).expect("the port reads");
+    stream
+}
+
+/// One request with a JSON body; `headers` are whole lines.
+///
+/// # Panics
+/// When nobody listens.
+pub fn ask(socket: &Path, method: &str, path: &str, headers: &[&str], body: &str) -> Answer {
+    let lines: String = headers.iter().map(|line| format!("{line}\r\n")).collect();
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n{lines}\r\n{body}",
+        body.len()
+    );
+    Answer::read(&mut open(socket, &head))
+}

@@ -1,0 +1,156 @@
+//! What may die apart: the daemon, the supervisor, the whole host.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use smartnode::lab::processes;
+use smartnode_tests::machines::{BEAT, IDLE, owner, pid};
+use smartnode_tests::{Cluster, poll};
+
+/// Time in which the death of a node is confirmed and its machines run elsewhere.
+const FAILOVER: Duration = Duration::from_secs(45);
+
+#[test]
+#[ignore = "needs root and namespaces"]
+fn a_daemon_that_is_killed_and_back_changes_nothing() {
+    let mut cluster = Cluster::of(3, "back");
+    cluster.pack(0);
+    let made = cluster.create(0, "m", &[], IDLE);
+    let (home, process, epoch) = (owner(&made).unwrap(), pid(&made), made["placement"]["epoch"].clone());
+    cluster.kill_daemon(home);
+    cluster.start(home);
+    cluster.wait_ready(home);
+    cluster.wait_members(3);
+    let (after, _) = cluster.wait_on(home, "m", home, Duration::from_secs(10));
+    assert_eq!((pid(&after), &after["placement"]["epoch"]), (process, &epoch), "{after}");
+    assert_eq!(cluster.expect_running_once(home, "m"), home);
+    assert_eq!(cluster.exec(cluster.other_than(&[home]), "m", &["/bin/sh", "-c", "exit 3"]).code, 3);
+
+    // Stopped as announced: longer than a death takes to be confirmed.
+    cluster.cli(home, &["stop"]).ok();
+    assert_eq!(cluster.wait_ended(home), 0);
+    let other = cluster.other_than(&[home]);
+    cluster.wait_alive(other, 2);
+    poll::stays("the machine keeps its place", Duration::from_secs(8), || {
+        cluster.inspect(other, "m").is_none_or(|machine| owner(&machine) == Some(home))
+    });
+    cluster.start(home);
+    cluster.wait_ready(home);
+    let (after, _) = cluster.wait_on(home, "m", home, Duration::from_secs(10));
+    assert_eq!((pid(&after), &after["placement"]["epoch"]), (process, &epoch), "{after}");
+}
+
+#[test]
+#[ignore = "needs root and namespaces"]
+fn a_machine_whose_supervisor_dies_is_started_again() {
+    let cluster = Cluster::of(1, "super");
+    cluster.pack(0);
+    let made = cluster.create(0, "m", &[], IDLE);
+    let directory = cluster.lab.host(0).data_dir.join("machines").join(made["id"].as_str().unwrap());
+    let supervisors = processes::supervisors_of(&directory);
+    assert!(!supervisors.is_empty());
+    supervisors.into_iter().for_each(processes::kill);
+    let restarted = |machine: &serde_json::Value| {
+        smartnode_tests::machines::is_running(machine) && pid(machine).is_some() && pid(machine) != pid(&made)
+    };
+    cluster.wait_machine(0, "m", "runs again", Duration::from_secs(20), restarted);
+    assert_eq!(cluster.expect_running_once(0, "m"), 0);
+    cluster.exec(0, "m", &["/bin/true"]);
+}
+
+#[test]
+#[ignore = "needs root and namespaces"]
+fn a_dead_host_s_machine_serves_elsewhere_and_never_twice() {
+    let mut cluster = Cluster::of(3, "host");
+    cluster.pack(0);
+    let made = cluster.create(0, "m", &[], "echo once > /mark; while :; do sleep 1; done");
+    let (id, home) = (made["id"].as_str().unwrap().to_owned(), owner(&made).unwrap());
+    let other = cluster.other_than(&[home]);
+    cluster.kill_host(home);
+    let (next, took) = cluster.wait_elsewhere(other, "m", home, FAILOVER);
+    println!("runs elsewhere after {took:?}");
+    assert_eq!(cluster.exec(other, "m", &["/bin/cat", "/mark"]).ok().stdout, "once\n");
+    let machine = cluster.inspect(other, "m").unwrap();
+    assert_eq!(machine["placement"]["fresh"], true, "{machine}");
+    cluster.start(home);
+    cluster.wait_ready(home);
+    cluster.wait_members(3);
+    poll::until("the old copy is put aside", Duration::from_secs(30), || cluster.quarantined(home, &id).then_some(()));
+    assert_eq!(cluster.expect_running_once(home, "m"), next);
+    poll::stays("one copy runs", Duration::from_secs(3), || cluster.copies(&id) == [next]);
+}
+
+/// Beats of all hosts but one, the earliest.
+fn first_elsewhere(cluster: &Cluster, id: &str, home: usize) -> u64 {
+    let hosts = (0..cluster.lab.hosts().len()).filter(|at| *at != home);
+    hosts.flat_map(|at| cluster.beats(at, id)).min().expect("it beats elsewhere")
+}
+
+#[test]
+#[ignore = "needs root and namespaces"]
+fn an_exclusive_machine_never_beats_twice_in_a_partition() {
+    let cluster = Cluster::of(3, "excl");
+    cluster.pack(0);
+    let made = cluster.create(0, "m", &["--exclusive"], BEAT);
+    let (id, home) = (made["id"].as_str().unwrap().to_owned(), owner(&made).unwrap());
+    poll::until("it beats", Duration::from_secs(10), || (cluster.beats(home, &id).len() > 5).then_some(()));
+    let other = cluster.other_than(&[home]);
+    cluster.isolate(home);
+    let (next, took) = cluster.wait_elsewhere(other, "m", home, FAILOVER);
+    println!("runs elsewhere after {took:?}");
+    poll::until("it beats there", Duration::from_secs(10), || (cluster.beats(next, &id).len() > 20).then_some(()));
+    let (last, first) = (*cluster.beats(home, &id).last().unwrap(), first_elsewhere(&cluster, &id, home));
+    assert!(last < first, "the old owner beat at {last}, the new one from {first} on (hundredths of a second)");
+    cluster.heal();
+    cluster.wait_members(3);
+    poll::until("the old copy is put aside", Duration::from_secs(30), || cluster.quarantined(home, &id).then_some(()));
+    assert_eq!(cluster.expect_running_once(home, "m"), next);
+    assert_eq!(cluster.beats(home, &id).last(), Some(&last), "the old copy ran on after the partition");
+}
+
+#[test]
+#[ignore = "needs root and namespaces"]
+fn an_exclusive_machine_pauses_without_a_quorum_and_goes_on() {
+    let mut cluster = Cluster::of(3, "pause");
+    cluster.pack(0);
+    let made = cluster.create(0, "m", &["--exclusive"], BEAT);
+    let (id, home) = (made["id"].as_str().unwrap().to_owned(), owner(&made).unwrap());
+    let others: Vec<usize> = (0..3).filter(|at| *at != home).collect();
+    others.iter().for_each(|at| cluster.kill_daemon(*at));
+    let count = || cluster.beats(home, &id).len();
+    // Beats come every 50 ms, looks every 20 ms or later.
+    let (mut last, mut unchanged) = (count(), 0);
+    poll::until("it freezes", Duration::from_secs(20), || {
+        let now = count();
+        unchanged = if now == last { unchanged + 1 } else { 0 };
+        last = now;
+        (unchanged > 30).then_some(())
+    });
+    let frozen = count();
+    others.iter().for_each(|at| cluster.start(*at));
+    let (after, _) = cluster.wait_on(home, "m", home, Duration::from_secs(30));
+    assert_eq!(pid(&after), pid(&made), "paused, not killed");
+    poll::until("it beats on", Duration::from_secs(20), || (count() > frozen + 10).then_some(()));
+    assert_eq!(cluster.expect_running_once(home, "m"), home);
+}
+
+#[test]
+#[ignore = "needs root and namespaces"]
+fn a_daemon_that_hangs_for_20_seconds_makes_no_second_owner() {
+    let cluster = Cluster::of(3, "hang");
+    cluster.pack(0);
+    let made = cluster.create(0, "m", &["--exclusive"], BEAT);
+    let (id, home) = (made["id"].as_str().unwrap().to_owned(), owner(&made).unwrap());
+    let other = cluster.other_than(&[home]);
+    poll::until("it beats", Duration::from_secs(10), || (cluster.beats(home, &id).len() > 5).then_some(()));
+    cluster.lab.signal_daemon(home, Signal::SIGSTOP);
+    let (next, _) = cluster.wait_elsewhere(other, "m", home, FAILOVER);
+    poll::stays("it stays there while the daemon hangs", Duration::from_secs(8), || {
+        cluster.inspect(other, "m").is_none_or(|machine| owner(&machine) == Some(next))
+    });
+    cluster.lab.signal_daemon(home, Signal::SIGCONT);
+    cluster.wait_members(3);
+    assert_eq!(cluster.expect_running_once(other, "m"), next);
+    let (last, first) = (*cluster.beats(home, &id).last().unwrap(), first_elsewhere(&cluster, &id, home));
+    assert!(last < first, "the old owner beat at {last}, the new one from {first} on (hundredths of a second)");
+}

@@ -1,0 +1,172 @@
+//! Leaders and majorities die; what was acknowledged stays.
+
+use std::sync::mpsc;
+use std::time::Duration;
+
+use serde_json::Value;
+use smartnode_tests::machines::{COUNT, IDLE, owner};
+use smartnode_tests::{Cluster, http, poll};
+
+/// Acknowledged writes of a client.
+const WRITES: u64 = 1_000;
+
+fn label(at: u64) -> String {
+    format!(r#"{{"labels":{{"n":"{at}"}}}}"#)
+}
+
+#[test]
+#[ignore = "needs root and namespaces"]
+fn the_leader_dies_and_writes_go_on() {
+    let mut cluster = Cluster::of(3, "lead");
+    let leader = cluster.leader(0);
+    let other = cluster.other_than(&[leader]);
+    cluster.kill_daemon(leader);
+    let written = || (cluster.cli(other, &["tenant", "create", "later", "--timeout", "10s"]).code == 0).then_some(());
+    let ((), took) = poll::until("a write is acknowledged", Duration::from_secs(20), written);
+    println!("the next write after {took:?}");
+    cluster.start(leader);
+    cluster.wait_ready(leader);
+    cluster.wait_members(3);
+    let there = || cluster.cli(leader, &["tenant", "inspect", "later"]).code == 0;
+    poll::until("the old leader has it", Duration::from_secs(10), || there().then_some(()));
+    cluster.cli(leader, &["status", "--wait-tolerance", "1"]).ok();
+}
+
+#[test]
+#[ignore = "needs root and namespaces"]
+fn a_majority_dies_and_returns_and_all_restart_together() {
+    let mut cluster = Cluster::of(3, "major");
+    cluster.pack(0);
+    let made = cluster.create(0, "m", &[], IDLE);
+    let home = owner(&made).unwrap();
+    let others: Vec<usize> = (0..3).filter(|at| *at != home).collect();
+    others.iter().for_each(|at| cluster.kill_daemon(*at));
+    // Reads go on, writes are refused and say what they lack.
+    assert_eq!(cluster.inspect(home, "m").unwrap()["id"], made["id"]);
+    let refused = cluster.cli(home, &["tenant", "create", "lost"]);
+    assert!(matches!(refused.code, 6 | 7), "{refused:?}");
+    others.iter().for_each(|at| cluster.start(*at));
+    others.iter().for_each(|at| cluster.wait_ready(*at));
+    let written = || cluster.cli(home, &["tenant", "create", "found"]).code;
+    poll::until("writes are back", Duration::from_secs(30), || matches!(written(), 0 | 5).then_some(()));
+
+    (0..3).for_each(|at| cluster.kill_daemon(at));
+    (0..3).for_each(|at| cluster.start(at));
+    (0..3).for_each(|at| cluster.wait_ready(at));
+    cluster.wait_members(3);
+    cluster.cli(0, &["status", "--wait-tolerance", "1"]).ok();
+    cluster.cli(1, &["tenant", "inspect", "found"]).ok();
+    assert_eq!(cluster.expect_running_once(2, "m"), home);
+    let after = cluster.inspect(0, "m").unwrap();
+    assert_eq!(after["status"]["pid"], made["status"]["pid"], "the machine lived through it");
+}
+
+/// Writes labels one after another through one node until told to end; gives the last one acknowledged.
+fn write_labels(socket: std::path::PathBuf, progress: mpsc::Sender<u64>) -> u64 {
+    let path = "/v1/tenants/default/machines/m";
+    let mut at = 1;
+    while at <= WRITES {
+        // A write whose answer was lost is tried again under its key: it may have been done.
+        let key = format!("Idempotency-Key: write-{at}");
+        if http::ask(&socket, "PATCH", path, &[&key], &label(at)).status == 200 {
+            let _ = progress.send(at);
+            at += 1;
+        }
+    }
+    WRITES
+}
+
+#[test]
+#[ignore = "needs root and namespaces"]
+fn no_acknowledged_write_is_lost_with_its_leader() {
+    let mut cluster = Cluster::of(3, "write");
+    cluster.pack(0);
+    cluster.create(0, "m", &[], IDLE);
+    let leader = cluster.leader(0);
+    let other = cluster.other_than(&[leader]);
+    let socket = cluster.lab.host(other).admin_socket();
+    let before = cluster.inspect(other, "m").unwrap()["revision"].as_u64().unwrap();
+    let (progress, written) = mpsc::channel();
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| write_labels(socket.clone(), progress));
+        let reached = |wanted: u64| written.iter().find(|at| *at >= wanted).expect("the writer goes on");
+        reached(WRITES / 2);
+        cluster.kill_daemon(leader);
+        // What was acknowledged up to now is in the others' ledgers: whatever is read there is not older.
+        let acknowledged = written.try_iter().last().unwrap_or(WRITES / 2);
+        let read = || {
+            let machine = http::ask(&socket, "GET", "/v1/tenants/default/machines/m?consistency=linearizable", &[], "");
+            (machine.status == 200).then(|| machine.json())
+        };
+        let (machine, _) = poll::until("a linearizable read", Duration::from_secs(30), read);
+        let seen: u64 = machine["spec"]["labels"]["n"].as_str().unwrap().parse().unwrap();
+        assert!(seen >= acknowledged, "label {acknowledged} was acknowledged, {seen} is read");
+        assert_eq!(writer.join().unwrap(), WRITES);
+    });
+    cluster.start(leader);
+    cluster.wait_ready(leader);
+    let seen = |at: usize| Some(cluster.inspect(at, "m")?["spec"]["labels"]["n"] == WRITES.to_string());
+    for at in 0..3 {
+        poll::until("the last label is there", Duration::from_secs(20), || seen(at).filter(|is| *is));
+    }
+    // Each of the writes was applied once: revisions are log positions, so none may be fewer than the writes.
+    let after = cluster.inspect(other, "m").unwrap()["revision"].as_u64().unwrap();
+    assert!(after - before >= WRITES, "{WRITES} writes, revisions {before} to {after}");
+}
+
+/// Who is killed while a machine moves.
+#[derive(Clone, Copy, PartialEq)]
+enum Victim {
+    Source,
+    Destination,
+    Leader,
+}
+
+fn kill_during_a_move(victim: Victim, tag: &str) {
+    let mut cluster = Cluster::of(3, tag);
+    cluster.pack(0);
+    let made = cluster.create(0, "m", &["--restart", "always"], COUNT);
+    let from = owner(&made).unwrap();
+    cluster.exec(0, "m", &["/bin/dd", "if=/dev/urandom", "of=/blob", "bs=1048576", "count=32"]).ok();
+    let last = *cluster.counted(0, "m").last().expect("it has counted");
+    let leader = cluster.leader(0);
+    let to = cluster.other_than(&if victim == Victim::Leader { vec![from] } else { vec![from, leader] });
+    let target = match victim {
+        Victim::Source => from,
+        Victim::Destination => to,
+        Victim::Leader => leader,
+    };
+    let witness = cluster.other_than(&[target]);
+    let name = format!("n{}", to + 1);
+    cluster.cli(witness, &["machine", "move", "m", "--to", &name]).ok();
+    let moving = |machine: &Value| machine["placement"]["moving_to"].is_string() || owner(machine) == Some(to);
+    cluster.wait_machine(witness, "m", "is being moved", Duration::from_secs(10), moving);
+    cluster.kill_daemon(target);
+    cluster.start(target);
+    cluster.wait_ready(target);
+    cluster.wait_members(3);
+    let settled = |machine: &Value| machine["placement"]["moving_to"].is_null();
+    cluster.wait_machine(witness, "m", "is settled", Duration::from_secs(60), settled);
+    let on = cluster.expect_running_once(witness, "m");
+    println!("it ended on n{}, having begun on n{} towards n{}", on + 1, from + 1, to + 1);
+    assert!(on == from || on == to, "n{} is neither end", on + 1);
+    cluster.expect_count_past(witness, "m", last + 10);
+}
+
+#[test]
+#[ignore = "needs root and namespaces"]
+fn a_move_survives_its_source_s_daemon() {
+    kill_during_a_move(Victim::Source, "mvsrc");
+}
+
+#[test]
+#[ignore = "needs root and namespaces"]
+fn a_move_survives_its_destination_s_daemon() {
+    kill_during_a_move(Victim::Destination, "mvdst");
+}
+
+#[test]
+#[ignore = "needs root and namespaces"]
+fn a_move_survives_the_leader() {
+    kill_during_a_move(Victim::Leader, "mvlead");
+}
