@@ -117,20 +117,20 @@ fn an_exclusive_machine_pauses_without_a_quorum_and_goes_on() {
     let (id, home) = (made["id"].as_str().unwrap().to_owned(), owner(&made).unwrap());
     let others: Vec<usize> = (0..3).filter(|at| *at != home).collect();
     others.iter().for_each(|at| cluster.kill_daemon(*at));
-    let count = || cluster.beats(home, &id).len();
+    let count = |cluster: &Cluster| cluster.beats(home, &id).len();
     // Beats come every 50 ms, looks every 20 ms or later.
-    let (mut last, mut unchanged) = (count(), 0);
+    let (mut last, mut unchanged) = (count(&cluster), 0);
     poll::until("it freezes", Duration::from_secs(20), || {
-        let now = count();
+        let now = count(&cluster);
         unchanged = if now == last { unchanged + 1 } else { 0 };
         last = now;
         (unchanged > 30).then_some(())
     });
-    let frozen = count();
+    let frozen = count(&cluster);
     others.iter().for_each(|at| cluster.start(*at));
     let (after, _) = cluster.wait_on(home, "m", home, Duration::from_secs(30));
     assert_eq!(pid(&after), pid(&made), "paused, not killed");
-    poll::until("it beats on", Duration::from_secs(20), || (count() > frozen + 10).then_some(()));
+    poll::until("it beats on", Duration::from_secs(20), || (count(&cluster) > frozen + 10).then_some(()));
     assert_eq!(cluster.expect_running_once(home, "m"), home);
 }
 

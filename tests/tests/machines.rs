@@ -39,7 +39,7 @@ fn a_machine_lives_and_dies() {
     cluster.cli(1, &["machine", "start", "web", "--wait"]).ok();
     assert_eq!(cluster.exec(2, "web", &["/bin/cat", "/kept"]).ok().stdout, "kept\n");
 
-    let used = cluster.cli(0, &["image", "delete", IMAGE]);
+    let used = cluster.cli(0, &["image", "delete", IMAGE, "--yes"]);
     assert_eq!(used.code, 5, "{used:?}");
     assert!(used.stderr.contains("web"), "{used:?}");
     cluster.cli(1, &["machine", "delete", "web", "--yes", "--wait"]).ok();
@@ -47,7 +47,7 @@ fn a_machine_lives_and_dies() {
     poll::until("nothing of it is left", Duration::from_secs(10), || {
         cluster.copies(made["id"].as_str()?).is_empty().then_some(())
     });
-    cluster.cli(0, &["image", "delete", IMAGE]).ok();
+    cluster.cli(0, &["image", "delete", IMAGE, "--yes"]).ok();
 }
 
 #[test]

@@ -125,7 +125,9 @@ impl NodeBackend {
     async fn leave_now(&self, write: &Write, purge: bool, progress: &Progress) -> Result<()> {
         drain(&self.context, self.context.me, progress).await?;
         progress.phase("removing", 900);
-        self.remove(write, self.context.me, false).await?;
+        // The client's key and revision were for the cordon that began this; the removal is another write.
+        let write = Write { idempotency: None, if_revision: None, ..write.clone() };
+        self.remove(&write, self.context.me, false).await?;
         self.context.membership.leave().await;
         if purge {
             self.context.purge_wanted.store(true, std::sync::atomic::Ordering::Relaxed);
