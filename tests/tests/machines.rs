@@ -41,7 +41,7 @@ fn a_machine_lives_and_dies() {
 
     let used = cluster.cli(0, &["image", "delete", IMAGE, "--yes"]);
     assert_eq!(used.code, 5, "{used:?}");
-    assert!(used.stderr.contains("web"), "{used:?}");
+    assert!(used.stderr.contains(IMAGE) && used.stderr.contains("hint"), "{used:?}");
     cluster.cli(1, &["machine", "delete", "web", "--yes", "--wait"]).ok();
     assert_eq!(cluster.cli(2, &["machine", "inspect", "web"]).code, 3);
     poll::until("nothing of it is left", Duration::from_secs(10), || {
@@ -99,6 +99,8 @@ fn labels_change_only_at_the_revision_that_was_seen() {
     let cluster = Cluster::of(1, "etag");
     cluster.pack(0);
     cluster.create(0, "one", &[], IDLE);
+    // From then on nothing but its users changes it.
+    cluster.wait_on(0, "one", 0, Duration::from_secs(5));
     let socket = cluster.lab.host(0).admin_socket();
     let path = "/v1/tenants/default/machines/one";
     let seen = http::ask(&socket, "GET", path, &[], "");
@@ -139,7 +141,8 @@ fn a_moved_machine_goes_on_and_its_disk_crosses_the_link() {
     cluster.cli(third, &["machine", "move", "count", "--to", &name, "--wait"]).ok();
     let bytes = sent(from) - before;
     assert!(bytes > 8 << 20, "only {bytes} bytes left the source");
-    assert!(bytes < 12 << 20, "{bytes} bytes left the source for a disk of 8 MiB");
+    // The disk once, and the image, which the source may have given along.
+    assert!(bytes < 16 << 20, "{bytes} bytes left the source for a disk of 8 MiB");
     let (moved, _) = cluster.wait_on(third, "count", to, Duration::from_secs(5));
     assert_eq!(moved["placement"]["fresh"], false, "{moved}");
     cluster.expect_count_past(third, "count", last + 10);
