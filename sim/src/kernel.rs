@@ -84,6 +84,7 @@ impl Machine {
             exclusive: self.launch.spec.exclusive,
             frozen: self.frozen,
             lease_deadline: self.deadline,
+            lost: false,
             status: self.status(),
         }
     }

@@ -23,7 +23,8 @@ pub fn supervisors_of(data_dir: &Path) -> Vec<i32> {
     let is_supervisor = |pid: &i32| {
         let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let words: Vec<_> = command.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
-        words.iter().any(|word| word.contains("supervis")) && words.iter().any(|word| Path::new(&**word).starts_with(data_dir))
+        words.iter().any(|word| word.contains("supervis"))
+            && words.iter().any(|word| Path::new(&**word).starts_with(data_dir))
     };
     let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
     pids.filter(is_supervisor).collect()

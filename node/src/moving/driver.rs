@@ -34,6 +34,8 @@ const READY_TIMEOUT: Duration = Duration::from_secs(300);
 const GRACE: Duration = Duration::from_secs(10);
 /// How long the source waits to see the machine run at its destination before it says so.
 const RUNNING_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often reservations that nobody uses are looked for.
+const RESERVATIONS_LOOK: Duration = Duration::from_secs(2);
 /// Pause between two questions about a verdict.
 const DOUBT: Duration = Duration::from_millis(500);
 
@@ -311,7 +313,23 @@ pub fn resume(context: &Arc<Context>) -> std::io::Result<()> {
             settled(&context, marker, held);
         });
     }
-    // A reservation without a note: the daemon died before it could propose anything. Give the room back.
+    Ok(())
+}
+
+/// Gives back reservations of this node's machines that no move of this daemon holds and no note names: a former daemon
+/// died before it could propose anything. Looks again and again, since a daemon's copy of the ledger is old when it
+/// starts. Returns when the node stops.
+pub async fn clear_reservations(context: Arc<Context>) {
+    loop {
+        tokio::select! {
+            biased;
+            () = context.shutdown.cancelled() => return,
+            () = tokio::time::sleep(RESERVATIONS_LOOK) => give_back(&context),
+        }
+    }
+}
+
+fn give_back(context: &Arc<Context>) {
     let me = context.me;
     let stale: Vec<MarkerV1> = context.ledger.read(|state| {
         let moving = state.machines_on(me).filter_map(|record| {
@@ -324,9 +342,9 @@ pub fn resume(context: &Arc<Context>) -> std::io::Result<()> {
         let Some(held) = context.held.take(marker.machine) else { continue };
         let context = context.clone();
         tokio::spawn(async move {
-            settle(&context, marker).await;
+            let verdict = settle(&context, marker).await;
+            tracing::info!(machine = %marker.machine.short(), ?verdict, "a reservation of before the restart is given back");
             drop(held);
         });
     }
-    Ok(())
 }

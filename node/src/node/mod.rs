@@ -211,6 +211,7 @@ impl Node {
         tasks.spawn(chores::tell(context.clone()));
         tasks.spawn(chores::follow_trust(context.clone()));
         tasks.spawn(copies::keep(context.clone()));
+        tasks.spawn(moving::driver::clear_reservations(context.clone()));
         tasks.spawn(chores::renew_certificate(context.clone()));
         tasks.spawn(chores::announce(context.clone()));
         tasks.spawn(chores::remember_peers(context.clone(), file));

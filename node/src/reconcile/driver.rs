@@ -116,6 +116,7 @@ fn local(observed: &Observed) -> Local {
     use fabric::model::MachineState::{Exited, Failed, Frozen};
     let phase = match observed.status.state {
         Frozen => Phase::Frozen,
+        Failed if observed.lost => Phase::Lost,
         Exited | Failed => Phase::Ended,
         _ if observed.is_up() => Phase::Up,
         _ => Phase::Down,

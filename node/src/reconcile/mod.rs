@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use fabric::ids::{MachineId, NodeId};
-use fabric::model::{Desired, MachineRecord, Placement};
+use fabric::model::{Desired, MachineRecord, Placement, Restart};
 
 pub mod driver;
 mod publish;
@@ -23,6 +23,8 @@ pub enum Phase {
     Frozen,
     /// Ended for good by its restart policy.
     Ended,
+    /// Killed with its supervisor or its host, so that its restart policy was never asked.
+    Lost,
 }
 
 /// A machine as the runtime found it on this node.
@@ -140,9 +142,12 @@ fn own(facts: &Facts<'_>, record: &MachineRecord, placement: &Placement, local: 
         Some(local) if local.runs() && local.restarts < record.restarts => Some(Action::Restart(id)),
         Some(local) => match local.phase {
             Phase::Down => start(false),
-            Phase::Ended if local.restarts < record.restarts => start(false),
+            Phase::Lost if record.spec.restart != Restart::Never => start(false),
+            Phase::Ended | Phase::Lost if local.restarts < record.restarts => start(false),
             Phase::Frozen if may_start && placement.moving.is_none() => Some(Action::Thaw(id)),
-            Phase::Up | Phase::Ended if !placement.confirmed => Some(Action::Confirm(id, placement.epoch)),
+            Phase::Up | Phase::Ended | Phase::Lost if !placement.confirmed => {
+                Some(Action::Confirm(id, placement.epoch))
+            }
             _ => None,
         },
     }

@@ -127,3 +127,12 @@ fn a_restart_on_request_happens_once() {
     let done = Local { restarts: 1, ..local(1, Phase::Up) };
     assert_eq!(decided(Some(asked), Some(done), true), []);
 }
+
+#[test]
+fn a_machine_killed_with_its_supervisor_starts_again_unless_its_policy_is_never() {
+    let mut owned = record(Some(placed(ME, 1)));
+    let again = Action::Start { machine: ID, epoch: 1, clean: false };
+    assert_eq!(decided(Some(owned.clone()), Some(local(1, Phase::Lost)), true), [again]);
+    owned.spec.restart = Restart::Never;
+    assert_eq!(decided(Some(owned), Some(local(1, Phase::Lost)), true), []);
+}

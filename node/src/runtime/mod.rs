@@ -82,6 +82,8 @@ pub struct Observed {
     pub frozen: Frozen,
     /// The lease deadline that its supervisor holds, on `CLOCK_BOOTTIME`.
     pub lease_deadline: Option<Duration>,
+    /// Its supervisor was killed, or the whole host: its program did not end by itself.
+    pub lost: bool,
     /// What it is doing.
     pub status: MachineStatus,
 }

@@ -28,6 +28,8 @@ pub struct Seen {
     pub line: StatusLine,
     /// Its supervisor lives.
     pub up: bool,
+    /// Its supervisor was killed: how the machine ended says nothing about its program.
+    pub lost: bool,
 }
 
 #[derive(Debug)]
@@ -85,7 +87,7 @@ impl Shared {
     /// Adds or replaces a machine.
     pub fn insert(&self, launch: LaunchRecord, line: StatusLine, up: bool) -> watch::Receiver<Seen> {
         let id = launch.id;
-        self.put(id, Some(launch), Seen { line, up })
+        self.put(id, Some(launch), Seen { line, up, lost: false })
     }
 
     fn put(&self, id: MachineId, launch: Option<LaunchRecord>, seen: Seen) -> watch::Receiver<Seen> {
@@ -167,7 +169,7 @@ impl Shared {
     /// Its supervisor could not even be executed.
     pub fn not_started(&self, id: MachineId, error: &std::io::Error) {
         let line = StatusLine::down(MachineState::Failed, Some(error.to_string()));
-        self.update(id, |seen| *seen = Seen { line, up: false });
+        self.update(id, |seen| *seen = Seen { line, up: false, lost: false });
     }
 
     /// The supervisor is gone. If it did not say how, it was killed, and its machine with it.
@@ -183,6 +185,7 @@ impl Shared {
                 seen.line = last;
             } else if seen.line.state != MachineState::Failed {
                 seen.line = died(seen.line.restarts);
+                seen.lost = true;
             }
         });
     }
@@ -236,7 +239,7 @@ impl Shared {
         let record = fs::read(self.dir(id).join(LAUNCH)).ok();
         let launch = record.and_then(|bytes| fabric::wire::decode::<LaunchRecord>(&bytes).ok());
         if let Some((feed, line)) = self.reach(id).await {
-            self.put(id, launch, Seen { line, up: true });
+            self.put(id, launch, Seen { line, up: true, lost: false });
             self.listen(id, feed);
             return;
         }
@@ -244,14 +247,17 @@ impl Shared {
         if let Err(error) = self.bury(id).await {
             tracing::warn!(machine = ?id, %error, "remains of a machine");
         }
-        let line = match (&launch, self.last_line(id)) {
-            (None, _) => StatusLine::down(MachineState::Failed, Some("its launch record is missing or damaged".into())),
-            (_, Some(line)) => line,
-            (_, None) if self.dir(id).join(PID).exists() => died(0),
+        let (line, lost) = match (&launch, self.last_line(id)) {
+            (None, _) => {
+                let reason = "its launch record is missing or damaged".into();
+                (StatusLine::down(MachineState::Failed, Some(reason)), false)
+            }
+            (_, Some(line)) => (line, false),
+            (_, None) if self.dir(id).join(PID).exists() => (died(0), true),
             // Prepared and never started.
-            (_, None) => StatusLine::down(MachineState::Stopped, None),
+            (_, None) => (StatusLine::down(MachineState::Stopped, None), false),
         };
-        self.put(id, launch, Seen { line, up: false });
+        self.put(id, launch, Seen { line, up: false, lost });
     }
 
     /// One that lives and does not answer must not wake up later beside a successor. (One that is just exiting has done
@@ -296,7 +302,7 @@ impl Shared {
         let status = self.status(id).ok()?;
         let entries = self.entries();
         let entry = entries.get(&id)?;
-        let line = entry.seen.borrow().line.clone();
+        let Seen { line, lost, .. } = entry.seen.borrow().clone();
         let launch = entry.launch.as_ref();
         Some(Observed {
             id,
@@ -305,13 +311,14 @@ impl Shared {
             exclusive: launch.is_some_and(|launch| launch.spec.exclusive),
             frozen: line.frozen,
             lease_deadline: line.deadline,
+            lost,
             status,
         })
     }
 
     /// The status of a machine with its use of CPU and memory now.
     pub fn status(&self, id: MachineId) -> Result<MachineStatus, RuntimeError> {
-        let Seen { line, up } = self.seen(id)?;
+        let Seen { line, up, .. } = self.seen(id)?;
         let group = self.host.group(&self.prefix, &id.to_string());
         let usage = if up { group.usage() } else { Usage::default() };
         Ok(MachineStatus {
