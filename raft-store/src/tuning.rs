@@ -87,6 +87,9 @@ pub(crate) fn raft(snapshot_every: u64) -> Config {
         purge_batch_size: 256.min(kept.max(1)),
         enable_pre_vote: Some(true),
         quorum_loss_probe_interval: Some(QUORUM_LOSS_QUIET.as_millis() as u64),
+        // A leader that restarts must be elected again. Restored in its old term it proposes no new entry, its commit index
+        // lags behind what it acknowledged before, and a ReadIndex then answers too low: a stale linearizable read.
+        enable_leader_restore: Some(false),
         backoff: "20ms 50ms 100ms ...500ms".into(),
         ..Config::default()
     }
