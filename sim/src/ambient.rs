@@ -18,6 +18,7 @@ thread_local! {
     static NOW_US: Cell<u64> = const { Cell::new(0) };
     static STEPPING: Cell<bool> = const { Cell::new(false) };
     static LABEL: Cell<u64> = const { Cell::new(0) };
+    static LOGGING: Cell<bool> = const { Cell::new(false) };
     static PANICS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -79,6 +80,16 @@ pub fn fill(out: &mut [u8]) -> bool {
 /// The monotonic clock inside the world: it stands still during a step.
 pub fn monotonic() -> Option<Duration> {
     STEPPING.get().then(|| MONOTONIC_ORIGIN + Duration::from_micros(NOW_US.get()))
+}
+
+/// Logs are written from now on: some formats show the wall clock (openraft's do), which is then a virtual one.
+pub fn allow_wall_clock_in_logs() {
+    LOGGING.set(true);
+}
+
+/// The wall clock inside the world, if it may be read behind the seams at all.
+pub fn wall() -> Option<Duration> {
+    (STEPPING.get() && LOGGING.get()).then(|| crate::clock::EPOCH + Duration::from_micros(NOW_US.get()))
 }
 
 /// Where the world is: simulated time in microseconds, and the number of the host being stepped.

@@ -83,17 +83,19 @@ pub unsafe extern "C" fn syscall(n: c_long, a: usize, b: usize, c: usize, d: usi
 /// As libc's `clock_gettime`: `out` is writable.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn clock_gettime(clock: libc::clockid_t, out: *mut libc::timespec) -> c_int {
-    if let Some(now) = ambient::monotonic() {
-        match clock {
-            libc::CLOCK_MONOTONIC | libc::CLOCK_MONOTONIC_RAW | libc::CLOCK_MONOTONIC_COARSE => {
-                let time = libc::timespec { tv_sec: now.as_secs() as libc::time_t, tv_nsec: now.subsec_nanos().into() };
-                // SAFETY: the caller promises that `out` is writable.
-                unsafe { out.write(time) };
-                return 0;
-            }
-            libc::CLOCK_PROCESS_CPUTIME_ID | libc::CLOCK_THREAD_CPUTIME_ID => {}
-            _ => ambient::forbid("the host's wall or boot clock"),
-        }
+    let virtual_time = match clock {
+        libc::CLOCK_MONOTONIC | libc::CLOCK_MONOTONIC_RAW | libc::CLOCK_MONOTONIC_COARSE => ambient::monotonic(),
+        libc::CLOCK_REALTIME | libc::CLOCK_REALTIME_COARSE => ambient::wall(),
+        _ => None,
+    };
+    if let Some(now) = virtual_time {
+        let time = libc::timespec { tv_sec: now.as_secs() as libc::time_t, tv_nsec: now.subsec_nanos().into() };
+        // SAFETY: the caller promises that `out` is writable.
+        unsafe { out.write(time) };
+        return 0;
+    }
+    if !matches!(clock, libc::CLOCK_PROCESS_CPUTIME_ID | libc::CLOCK_THREAD_CPUTIME_ID) {
+        ambient::forbid("the host's wall or boot clock");
     }
     // SAFETY: libc's symbol of this name has this signature; the arguments are the caller's.
     unsafe { std::mem::transmute::<*mut c_void, ClockGetTime>(CLOCK_GETTIME.get())(clock, out) }

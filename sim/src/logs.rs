@@ -18,5 +18,6 @@ impl FormatTime for WorldTime {
 
 /// Starts logging from this level on.
 pub fn start(level: Level) {
+    ambient::allow_wall_clock_in_logs();
     tracing_subscriber::fmt().with_max_level(level).with_timer(WorldTime).with_writer(std::io::stderr).init();
 }
