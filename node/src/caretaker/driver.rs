@@ -33,7 +33,16 @@ pub async fn run(context: Arc<Context>) {
             }
             () = tokio::time::sleep(pause) => {}
         }
-        pause = if round(&context).await { RETRY } else { SWEEP };
+        let left = round(&context).await;
+        pause = if left { RETRY } else { SWEEP };
+        if left {
+            // What is left has written its reason, which is a change that would wake this sweep at once.
+            tokio::select! {
+                biased;
+                () = context.shutdown.cancelled() => return,
+                () = tokio::time::sleep(RETRY) => {}
+            }
+        }
     }
 }
 
@@ -96,16 +105,31 @@ fn owners(context: &Context) -> BTreeMap<NodeId, Owner> {
 
 /// Proposes places for a batch; true when some have none yet.
 pub async fn place(context: &Context, machines: &[MachineId], records: &BTreeMap<MachineId, MachineRecord>) -> bool {
-    let items: Vec<PlaceItem> =
-        machines.iter().filter_map(|id| records.get(id)).map(|record| item(context, record)).collect();
-    let none = items.iter().any(|item| item.candidates.is_empty());
+    let all = machines.iter().filter_map(|id| records.get(id)).map(|record| (record, item(context, record)));
+    let (mut items, mut none) = (Vec::new(), false);
+    for (record, item) in all {
+        none |= item.candidates.is_empty();
+        // Nothing new to say: writing it again would wake this very sweep, as fast as the disk can.
+        if !item.candidates.is_empty() || item.reason != record.waiting {
+            items.push(item);
+        }
+    }
+    if items.is_empty() {
+        return none;
+    }
     match context.submit(Command::Place { items }).await {
-        Ok(_) => none,
+        Ok(_) => none || homeless(context, machines),
         Err(failure) => {
             tracing::warn!(reason = %failure, "machines were not placed");
             true
         }
     }
+}
+
+/// Whether the ledger has found no room for some of them.
+fn homeless(context: &Context, machines: &[MachineId]) -> bool {
+    let without = |state: &State, id: &MachineId| state.machines.get(id).is_some_and(|m| m.placement.is_none());
+    context.ledger.read(|state| machines.iter().any(|id| without(state, id)))
 }
 
 /// One machine's part of a placement, with the reason when no node can take it.
