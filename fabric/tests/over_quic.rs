@@ -30,6 +30,16 @@ struct Up {
     runtime: tokio::runtime::Runtime,
 }
 
+/// A killed node's runtime lets go of its socket in the background.
+#[expect(clippy::disallowed_methods, reason = "asks the real host for the port")]
+fn until_free(address: SocketAddr) {
+    let begun = std::time::Instant::now();
+    while address.port() != 0 && std::net::UdpSocket::bind(address).is_err() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{address} stays in use");
+        std::thread::yield_now();
+    }
+}
+
 fn start(ca: &CaKey, node: &mut Node, peers: &[(NodeId, SocketAddr)]) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let seams: Seams = fabric::seams::real::seams(node.directory.path()).unwrap();
@@ -40,6 +50,7 @@ fn start(ca: &CaKey, node: &mut Node, peers: &[(NodeId, SocketAddr)]) {
     let _inside = runtime.enter();
     let mut handlers = Handlers::default();
     let incoming = gossip::messages(&mut handlers.streams);
+    until_free(node.address);
     let config = TransportConfig { listen: node.address };
     let transport = Transport::start(&config, &seams, &credentials, trust, handlers).unwrap();
     node.address = transport.local_addr().unwrap();
