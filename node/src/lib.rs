@@ -7,6 +7,7 @@ pub mod api;
 pub mod caretaker;
 pub mod cli;
 pub mod config;
+pub mod demo;
 pub mod host;
 pub mod images;
 pub mod lab;

@@ -121,6 +121,18 @@ pub enum Command {
     Tenant(TenantCommand),
     /// What has happened
     Events(EventsArgs),
+    /// A throw-away fabric of three nodes on this host: what it does when a node dies, and how long it takes
+    Demo,
+    /// The program of the demo's machine
+    #[command(hide = true)]
+    CounterServer {
+        /// Port to serve.
+        #[arg(long)]
+        port: u16,
+        /// File of the count.
+        #[arg(long)]
+        file: PathBuf,
+    },
 }
 
 /// A daemon to be started.

@@ -6,6 +6,7 @@
 mod args;
 mod cluster;
 mod daemon;
+mod demo;
 mod error;
 mod image;
 mod machine;
@@ -67,17 +68,25 @@ fn dispatch(cli: Cli, daemon: Daemon) -> Result<u8, CliError> {
             output::print(&String::from_utf8_lossy(&script)).map(|()| 0)
         }
         Command::Service(service) => service::run(service).map(|()| 0),
+        Command::Demo => here(demo::run(&cli.global)).map(|()| 0),
+        Command::CounterServer { port, file } => Ok(crate::demo::counter::serve(port, &file).map(|()| 0)?),
         command => {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .map_err(|error| CliError::new(Exit::Failed, format!("the program cannot start: {error}")))?;
-            let done = runtime.block_on(client(Session::new(cli.global)?, command));
-            // A read of standard input that nobody ends must not hold the program.
-            runtime.shutdown_background();
-            done
+            let session = Session::new(cli.global)?;
+            here(client(session, command))
         }
     }
+}
+
+/// Runs on this thread.
+fn here<T>(work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| CliError::new(Exit::Failed, format!("the program cannot start: {error}")))?;
+    let done = runtime.block_on(work);
+    // A read of standard input that nobody ends must not hold the program.
+    runtime.shutdown_background();
+    done
 }
 
 async fn client(mut session: Session, command: Command) -> Result<u8, CliError> {
@@ -94,6 +103,7 @@ async fn client(mut session: Session, command: Command) -> Result<u8, CliError> 
         Command::Image(image) => image::run(session, image).await,
         Command::Init(_) | Command::Join(_) | Command::Start(_) => Ok(()),
         Command::Version | Command::Completion { .. } | Command::Service(_) => Ok(()),
+        Command::Demo | Command::CounterServer { .. } => Ok(()),
     }?;
     Ok(0)
 }

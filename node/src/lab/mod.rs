@@ -8,6 +8,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -17,6 +18,8 @@ pub mod processes;
 
 /// Most hosts in one lab.
 pub const HOSTS_MAX: usize = 32;
+/// The daemons' empty configuration file, in the lab's directory.
+const CONFIG: &str = "smartnode.toml";
 
 /// Why the lab could not do something.
 #[derive(Debug, Error)]
@@ -62,8 +65,14 @@ impl Isolation {
     /// Namespaces where they can be made, else loopback.
     pub fn detect() -> Self {
         let root = nix::unistd::geteuid().is_root();
-        let works = || Command::new("unshare").args(["--net", "true"]).stderr(Stdio::null()).status();
-        if root && works().is_ok_and(|status| status.success()) { Isolation::Namespaces } else { Isolation::Loopback }
+        let quiet = |mut command: Command| command.stdout(Stdio::null()).stderr(Stdio::null()).status();
+        let works = |program: &str, arguments: &[&str]| {
+            let mut command = Command::new(program);
+            command.args(arguments);
+            quiet(command).is_ok_and(|status| status.success())
+        };
+        let namespaces = root && works("unshare", &["--net", "true"]) && works("ip", &["netns", "list"]);
+        if namespaces { Isolation::Namespaces } else { Isolation::Loopback }
     }
 }
 
@@ -93,6 +102,8 @@ pub struct Lab {
 }
 
 fn run(command: &mut Command) -> Result<Output, LabError> {
+    // Ctrl-C at the terminal is for whoever owns the lab: what cleans up must not be hit by it.
+    command.process_group(0).stdin(Stdio::null());
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command.output().map_err(|source| LabError::Spawn { program: program.clone(), source })?;
     if output.status.success() {
@@ -115,6 +126,8 @@ impl Lab {
     pub fn new(tag: &str, root: &Path, program: &Path, isolation: Isolation) -> Result<Self, LabError> {
         let file = |source| LabError::File { path: root.to_owned(), source };
         fs::create_dir_all(root).map_err(file)?;
+        // Given to every daemon, so that the configuration of this host's own node has no part in it.
+        fs::write(root.join(CONFIG), "").map_err(file)?;
         let prefix = format!("sn{tag}{}", std::process::id());
         let (root, program) = (root.to_owned(), program.to_owned());
         let lab = Lab { prefix, root, program, isolation, hosts: Vec::new() };
@@ -149,22 +162,23 @@ impl Lab {
         let name = format!("n{number}");
         let (address, namespace) = match self.isolation {
             Isolation::Loopback => (Ipv4Addr::new(127, 77, 0, number as u8), None),
-            Isolation::Namespaces => {
-                let (namespace, switch) = (format!("{}{name}", self.prefix), self.switch());
-                ip(&format!("netns add {namespace}"))?;
-                let up = format!("v{number}");
-                ip(&format!("-n {switch} link add {up} type veth peer name eth0 netns {namespace}"))?;
-                ip(&format!("-n {switch} link set {up} master br0 up"))?;
-                ip(&format!("-n {namespace} address add 10.77.0.{number}/24 dev eth0"))?;
-                ip(&format!("-n {namespace} link set eth0 up"))?;
-                ip(&format!("-n {namespace} link set lo up"))?;
-                (Ipv4Addr::new(10, 77, 0, number as u8), Some(namespace))
-            }
+            Isolation::Namespaces => (Ipv4Addr::new(10, 77, 0, number as u8), Some(format!("{}{name}", self.prefix))),
         };
         let data_dir = self.root.join(&name);
         fs::create_dir_all(&data_dir).map_err(|source| LabError::File { path: data_dir.clone(), source })?;
         let log = self.root.join(format!("{name}.log"));
+        let made = namespace.clone();
+        // Listed before it is whole, so that it is torn down even if the rest fails.
         self.hosts.push(Host { name, address: address.into(), data_dir, log, namespace, daemon: None });
+        if let Some(namespace) = made {
+            let (switch, up) = (self.switch(), format!("v{number}"));
+            ip(&format!("netns add {namespace}"))?;
+            ip(&format!("-n {switch} link add {up} type veth peer name eth0 netns {namespace}"))?;
+            ip(&format!("-n {switch} link set {up} master br0 up"))?;
+            ip(&format!("-n {namespace} address add {address}/24 dev eth0"))?;
+            ip(&format!("-n {namespace} link set eth0 up"))?;
+            ip(&format!("-n {namespace} link set lo up"))?;
+        }
         Ok(self.hosts.last_mut().expect("just added"))
     }
 
@@ -199,7 +213,7 @@ impl Lab {
     /// # Errors
     /// When it cannot be started; what it then says is in the host's log.
     pub fn start_daemon(&mut self, at: usize, arguments: &[&str]) -> Result<(), LabError> {
-        let program = self.program.clone();
+        let (program, config) = (self.program.clone(), self.root.join(CONFIG));
         let host = &mut self.hosts[at];
         let log = File::options().create(true).append(true).open(&host.log);
         let log = log.map_err(|source| LabError::File { path: host.log.clone(), source })?;
@@ -209,8 +223,8 @@ impl Lab {
         command.args(arguments).arg("--data-dir").arg(&host.data_dir);
         command.args(["--name", &name, "--listen", &format!("{address}:7420")]);
         command.args(["--advertise", &format!("{address}:7420"), "--admin-listen", &format!("{admin}:7421")]);
-        command.arg("--admin-socket").arg(host.admin_socket());
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command.arg("--admin-socket").arg(host.admin_socket()).arg("--config").arg(config);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).process_group(0);
         let spawned = command.spawn();
         let source = |source| LabError::Spawn { program: program.display().to_string(), source };
         host.daemon = Some(spawned.map_err(source)?);
@@ -241,6 +255,7 @@ impl Lab {
         for pid in &supervisors {
             processes::kill(*pid);
         }
+        processes::kill_machines(&self.hosts[at].data_dir);
         if let Some(mut daemon) = self.hosts[at].daemon.take() {
             let _ = daemon.wait();
         }
@@ -263,8 +278,8 @@ impl Lab {
     pub fn cut(&self, from: usize, to: usize) -> Result<(), LabError> {
         let (source, target) = (self.hosts[from].address, &self.hosts[to]);
         let rules = format!(
-            "add table ip lab\nadd chain ip lab in {{ type filter hook input priority 0; }}\n\
-             add rule ip lab in ip saddr {source} drop\n"
+            "add table ip lab\nadd chain ip lab door {{ type filter hook input priority 0; }}\n\
+             add rule ip lab door ip saddr {source} drop\n"
         );
         self.nft(target, &rules)
     }
@@ -313,6 +328,17 @@ impl Host {
     }
 
     fn command(&self, program: &Path) -> Command {
+        let mut command = self.bare(program);
+        // What the caller's environment says to a node is not meant for these, except how much they log.
+        for (key, _) in std::env::vars_os() {
+            if key.as_encoded_bytes().starts_with(b"SMARTNODE_") && key != "SMARTNODE_LOG" {
+                command.env_remove(key);
+            }
+        }
+        command
+    }
+
+    fn bare(&self, program: &Path) -> Command {
         match &self.namespace {
             None => Command::new(program),
             Some(namespace) => {

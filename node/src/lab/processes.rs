@@ -1,16 +1,27 @@
-//! Finds and ends what a lab's nodes started: supervisors by their data directory, and what they left behind.
-#![expect(clippy::disallowed_methods, reason = "reads /proc")]
+//! Finds and ends what a lab's nodes started: supervisors by their data directory, machines by their control groups.
+#![expect(clippy::disallowed_methods, reason = "reads /proc, and waits for the kernel to let go")]
 
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
+use fabric::identity::NodeKey;
+use fabric::seams::real;
 use nix::sys::signal::{Signal, kill as send};
 use nix::unistd::Pid;
+
+use crate::runtime::cgroup::{Group, Host};
+
+/// What was killed is gone within this time, or stays: a kernel that takes longer is stuck.
+const GONE: Duration = Duration::from_secs(5);
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// Process ids of the supervisors whose machines live under this data directory.
 pub fn supervisors_of(data_dir: &Path) -> Vec<i32> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    let mine = data_dir.to_string_lossy().into_owned();
+    // With the slash, or n1 would be taken for n10, too.
+    let mine = format!("{}/", data_dir.display());
     let is_supervisor = |pid: &i32| {
         let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let words: Vec<_> = command.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
@@ -25,15 +36,44 @@ pub fn kill(pid: i32) {
     let _ = send(Pid::from_raw(pid), Signal::SIGKILL);
 }
 
-/// Kills the supervisors that still run and unmounts what lies under the data directory.
+/// The control groups of the machines of the node with this data directory.
+fn groups_of(data_dir: &Path) -> Vec<Box<dyn Group>> {
+    let key = fs::exists(data_dir).ok().filter(|there| *there).and_then(|_| {
+        let seams = real::seams(data_dir).ok()?;
+        NodeKey::load(&*seams.disk).ok().flatten()
+    });
+    let (Some(key), Ok(host)) = (key, Host::detect()) else { return Vec::new() };
+    let prefix = format!("smartnode-{}", key.id().short());
+    host.names(&prefix).iter().map(|name| host.group(&prefix, name)).collect()
+}
+
+/// SIGKILL for every process of the node's machines. Their groups stay, as after a power loss without a reboot.
+pub fn kill_machines(data_dir: &Path) {
+    for group in groups_of(data_dir) {
+        group.kill();
+    }
+}
+
+/// Kills supervisors and machines that still run, waits until they are gone, removes their control groups and unmounts
+/// what lies under the data directory.
 pub fn remove_leftovers(data_dir: &Path) {
-    for pid in supervisors_of(data_dir) {
-        kill(pid);
+    let deadline = Instant::now() + GONE;
+    loop {
+        supervisors_of(data_dir).into_iter().for_each(kill);
+        let groups = groups_of(data_dir);
+        let left = groups.iter().filter(|group| {
+            group.kill();
+            group.remove().is_err()
+        });
+        if (left.count() == 0 && supervisors_of(data_dir).is_empty()) || Instant::now() > deadline {
+            break;
+        }
+        std::thread::sleep(LOOK);
     }
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let mine = data_dir.to_string_lossy();
+    let mine = format!("{}/", data_dir.display());
     for mount in mounts.lines().rev().filter_map(|line| line.split(' ').nth(1)) {
-        if mount.starts_with(&*mine) {
+        if mount.starts_with(&mine) {
             let _ = nix::mount::umount2(mount, nix::mount::MntFlags::MNT_DETACH);
         }
     }

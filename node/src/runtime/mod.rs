@@ -5,7 +5,7 @@
 //! that is `reconcile`, from the ledger's records. Nothing here knows images or networks: a launch names a directory.
 
 pub mod absent;
-mod cgroup;
+pub(crate) mod cgroup;
 mod confine;
 pub mod container;
 mod lease;
