@@ -175,17 +175,18 @@ impl Pool {
         if !self.book.contains_key(&peer) {
             self.learn(peer, link.address());
         }
-        let slot = self.slots.entry((peer, class)).or_default();
-        let (place, other) = if link.dialled {
-            slot.dialling = None;
-            (&mut slot.dialled, &slot.accepted)
-        } else {
-            (&mut slot.accepted, &slot.dialled)
-        };
-        if let Some(other) = other {
-            // If the peer has restarted, its answer to this ends the connection that it forgot.
-            other.poke();
+        // If the peer has restarted, its answer to this ends the connections that it forgot: those for bulk, too, which
+        // nothing else uses until a move or an image would fail on them.
+        for class in [Class::Control, Class::Bulk] {
+            self.slots.get(&(peer, class)).into_iter().flat_map(Slot::links).for_each(|other| other.poke());
         }
+        let slot = self.slots.entry((peer, class)).or_default();
+        let place = if link.dialled {
+            slot.dialling = None;
+            &mut slot.dialled
+        } else {
+            &mut slot.accepted
+        };
         if let Some(old) = place.replace(link.clone()) {
             old.close(CLOSE_SUPERSEDED, "replaced by a newer connection");
         }

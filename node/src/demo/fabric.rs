@@ -86,7 +86,8 @@ impl Fabric {
         let deadline = Instant::now() + self.patience;
         loop {
             if let Some(status) = self.lab.daemon_ended(at) {
-                let words = format!("the daemon of {} ended ({status}). Its last words:\n{}", self.name(at), self.log(at));
+                let words =
+                    format!("the daemon of {} ended ({status}). Its last words:\n{}", self.name(at), self.log(at));
                 return Err(CliError::new(Exit::Failed, words));
             }
             if self.client(at).get_text("/readyz").await.is_ok() {

@@ -135,7 +135,8 @@ fn what_runs_here() -> (Isolation, Vec<String>) {
     let isolation = Isolation::detect();
     let mut left_out = Vec::new();
     if isolation == Isolation::Loopback {
-        left_out.push("left out: machines, their failover and their moves: they need root and network namespaces".into());
+        left_out
+            .push("left out: machines, their failover and their moves: they need root and network namespaces".into());
     } else if let Some(missing) = preflight().missing() {
         left_out.push(format!("left out: machines, their failover and their moves: this host lacks {missing}"));
     }

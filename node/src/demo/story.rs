@@ -54,7 +54,7 @@ pub async fn tell(fabric: &mut Fabric, program: &Path, left_out: Vec<String>) ->
         start_machine(fabric, program, &mut report).await?;
         let addresses = fabric.lab.hosts().iter().map(|host| SocketAddr::new(host.address, PORT)).collect();
         let outside = Outside::start(&fabric.lab.switch(), addresses)?;
-        let owner = serving(fabric, &outside, &mut report).await?;
+        let owner = serving(fabric, &outside).await?;
         let now_at = fail_over(fabric, &outside, owner, &mut report).await?;
         bring_back(fabric, owner, &mut report).await?;
         relocate(fabric, &outside, now_at, owner, &mut report).await?;
@@ -84,7 +84,6 @@ async fn assemble(fabric: &mut Fabric, report: &mut Report) -> Result<()> {
     let mut joined = Instant::now();
     for at in 1..NODES {
         let begun = Instant::now();
-        // Not as an argument, which every user of this host could read.
         fabric.start(at, &["join", &peer, "--token", &token.token]).await?;
         fabric.all_say(&[0], at, schedulable).await?;
         let took = millis(begun);
@@ -127,13 +126,12 @@ async fn start_machine(fabric: &mut Fabric, program: &Path, report: &mut Report)
     Ok(())
 }
 
-/// The machine as a node knows it, and the position of its owner.
-async fn machine(fabric: &Fabric, asked: usize) -> Result<(Machine, usize)> {
+/// The position of the machine's owner, as a node knows it.
+async fn owner(fabric: &Fabric, asked: usize) -> Result<usize> {
     let answer: Answer<Machine> = fabric.client(asked).get(MACHINE_PATH).await?;
-    let placement = answer.item.placement.clone();
+    let placement = answer.item.placement;
     let placement = placement.ok_or_else(|| CliError::new(Exit::Failed, "the machine has no place"))?;
-    let owner = fabric.position(&placement.node)?;
-    Ok((answer.item, owner))
+    fabric.position(&placement.node)
 }
 
 /// Any other position than those.
@@ -142,14 +140,21 @@ fn other_than(taken: &[usize]) -> usize {
 }
 
 /// Read from outside, and through a node that does not own it. Gives the owner.
-async fn serving(fabric: &Fabric, outside: &Outside, _: &mut Report) -> Result<usize> {
-    let (_, owner) = machine(fabric, 0).await?;
-    let begun = Instant::now() - fabric.patience.min(Duration::from_secs(1));
-    fabric.until("the first answer outside", async || outside.first(begun, |answer| answer.node == owner)).await?;
+async fn serving(fabric: &Fabric, outside: &Outside) -> Result<usize> {
+    let owner = owner(fabric, 0).await?;
+    fabric
+        .until("the first answer outside", async || outside.last(Instant::now(), |answer| answer.node == owner))
+        .await?;
     let through = other_than(&[owner]);
     let count = read_through(fabric, through).await?;
     let (through, owner_name) = (fabric.name(through), fabric.name(owner));
     fabric.voice.say(&format!("read through {through}: {count} requests counted on {owner_name}'s disk"));
+    for at in 0..NODES {
+        fabric
+            .all_say(&[other_than(&[at])], at, |node| node.gossip.as_ref().is_some_and(|told| told.images > 0))
+            .await?;
+    }
+    fabric.voice.say("every node has a copy of the image by now");
     Ok(owner)
 }
 

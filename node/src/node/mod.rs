@@ -8,6 +8,7 @@ pub mod asks;
 pub mod backend;
 mod chores;
 pub mod context;
+pub mod copies;
 pub mod daemon;
 pub mod dir;
 pub mod failures;
@@ -209,6 +210,7 @@ impl Node {
         tasks.spawn(lease::run(context.clone()));
         tasks.spawn(chores::tell(context.clone()));
         tasks.spawn(chores::follow_trust(context.clone()));
+        tasks.spawn(copies::keep(context.clone()));
         tasks.spawn(chores::renew_certificate(context.clone()));
         tasks.spawn(chores::announce(context.clone()));
         tasks.spawn(chores::remember_peers(context.clone(), file));

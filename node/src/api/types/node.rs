@@ -69,6 +69,8 @@ pub struct NodeGossip {
     pub load_millis: u32,
     /// Machines by state: running, frozen, stopped, failed.
     pub machines_by_state: [u32; 4],
+    /// Images that it has, at most 64 of them counted.
+    pub images: u32,
     /// Its part in Raft.
     pub raft: RaftRole,
 }
@@ -187,6 +189,7 @@ impl From<NodeView> for Node {
                 memory_available_bytes: state.memory_available_bytes,
                 load_millis: state.load_millis,
                 machines_by_state: state.machines,
+                images: state.images.len() as u32,
                 raft: state.raft.into(),
             }),
             admitted_ms: record.admitted_ms,
