@@ -40,7 +40,8 @@ fn groups() -> BTreeSet<String> {
     };
     let root = Path::new("/sys/fs/cgroup");
     let all = below(root).into_iter().flat_map(|one| below(&one).into_iter().chain([one]));
-    let names = all.filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("smartnode-")));
+    let names =
+        all.filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("smartnode-")));
     names.map(|path| path.display().to_string()).collect()
 }
 

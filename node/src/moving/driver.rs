@@ -6,7 +6,7 @@ use std::time::Duration;
 use fabric::ids::{MoveId, NodeId};
 use fabric::model::{Desired, MachineRecord};
 use fabric::records;
-use fabric::rpc::Refusal;
+use fabric::rpc::{CallError, Refusal};
 use fabric::seams::draw;
 use fabric::transport::{Class, StreamRequest};
 use fabric::wire;
@@ -198,7 +198,12 @@ async fn bring(
     to: NodeId,
     progress: &Progress,
 ) -> Result<(), Failure> {
-    let stream = context.transport.open(to, Class::Bulk, LAYER, Vec::new(), OPEN_TIMEOUT).await?;
+    let open = || context.transport.open(to, Class::Bulk, LAYER, Vec::new(), OPEN_TIMEOUT);
+    let stream = match open().await {
+        // A destination that has restarted forgot the connection that this went over. Nothing was said yet: once more.
+        Err(CallError::Timeout { .. } | CallError::Unreachable { .. }) => open().await?,
+        opened => opened?,
+    };
     let upper = context.runtime.writable_layer(record.id);
     let halves = (stream.reader, stream.writer);
     let report = Arc::new(|_: transfer::Progress| {});
