@@ -42,7 +42,7 @@ pub struct Options {
 
 /// Says on stderr what happens.
 #[derive(Debug)]
-pub(self) struct Voice {
+struct Voice {
     quiet: bool,
     begun: Instant,
 }
