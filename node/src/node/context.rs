@@ -137,11 +137,15 @@ impl Context {
     /// This node's view: its ledger index, the records that concern this node, and those of `others`.
     pub fn mine(&self, others: impl Iterator<Item = MachineId>) -> (u64, BTreeMap<MachineId, MachineRecord>) {
         let me = self.me;
-        self.ledger.read(|state| {
+        // Read before the state, so that the records are at least as new. Not the state's own index: entries that are no
+        // commands (a leader's first one) raise this one alone, and a grant's revision counts them too.
+        let index = *self.ledger.changed().borrow();
+        let records = self.ledger.read(|state| {
             let own = state.machines_on(me).chain(state.machines_reserved_on(me));
             let named = others.filter_map(|id| state.machines.get(&id));
-            (state.settings.index, own.chain(named).map(|record| (record.id, record.clone())).collect())
-        })
+            own.chain(named).map(|record| (record.id, record.clone())).collect()
+        });
+        (index, records)
     }
 
     /// Whether the ledger gives any machine to this node.
