@@ -68,7 +68,7 @@ fn a_dead_host_s_machine_serves_elsewhere_and_never_twice() {
     let other = cluster.other_than(&[home]);
     cluster.kill_host(home);
     let (next, took) = cluster.wait_elsewhere(other, "m", home, FAILOVER);
-    println!("runs elsewhere after {took:?}");
+    eprintln!("runs elsewhere after {took:?}");
     assert_eq!(cluster.exec(other, "m", &["/bin/cat", "/mark"]).ok().stdout, "once\n");
     let machine = cluster.inspect(other, "m").unwrap();
     assert_eq!(machine["placement"]["fresh"], true, "{machine}");
@@ -97,7 +97,7 @@ fn an_exclusive_machine_never_beats_twice_in_a_partition() {
     let other = cluster.other_than(&[home]);
     cluster.isolate(home);
     let (next, took) = cluster.wait_elsewhere(other, "m", home, FAILOVER);
-    println!("runs elsewhere after {took:?}");
+    eprintln!("runs elsewhere after {took:?}");
     poll::until("it beats there", Duration::from_secs(10), || (cluster.beats(next, &id).len() > 20).then_some(()));
     let (last, first) = (*cluster.beats(home, &id).last().unwrap(), first_elsewhere(&cluster, &id, home));
     assert!(last < first, "the old owner beat at {last}, the new one from {first} on (hundredths of a second)");

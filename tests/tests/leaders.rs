@@ -23,7 +23,7 @@ fn the_leader_dies_and_writes_go_on() {
     cluster.kill_daemon(leader);
     let written = || (cluster.cli(other, &["tenant", "create", "later", "--timeout", "10s"]).code == 0).then_some(());
     let ((), took) = poll::until("a write is acknowledged", Duration::from_secs(20), written);
-    println!("the next write after {took:?}");
+    eprintln!("the next write after {took:?}");
     cluster.start(leader);
     cluster.wait_ready(leader);
     cluster.wait_members(3);
@@ -105,7 +105,7 @@ fn no_acknowledged_write_is_lost_with_its_leader() {
     });
     cluster.start(leader);
     cluster.wait_ready(leader);
-    let seen = |at: usize| Some(cluster.inspect(at, "m")?["spec"]["labels"]["n"] == WRITES.to_string());
+    let seen = |at: usize| Some(cluster.inspect(at, "m")?["spec"]["labels"]["n"].as_str()?.parse() == Ok(WRITES));
     for at in 0..3 {
         poll::until("the last label is there", Duration::from_secs(20), || seen(at).filter(|is| *is));
     }
@@ -148,7 +148,7 @@ fn kill_during_a_move(victim: Victim, tag: &str) {
     let settled = |machine: &Value| machine["placement"]["moving_to"].is_null();
     cluster.wait_machine(witness, "m", "is settled", Duration::from_secs(60), settled);
     let on = cluster.expect_running_once(witness, "m");
-    println!("it ended on n{}, having begun on n{} towards n{}", on + 1, from + 1, to + 1);
+    eprintln!("it ended on n{}, having begun on n{} towards n{}", on + 1, from + 1, to + 1);
     assert!(on == from || on == to, "n{} is neither end", on + 1);
     cluster.expect_count_past(witness, "m", last + 10);
 }

@@ -87,7 +87,7 @@ fn a_removed_node_is_cut_off_also_in_a_partition() {
         (write.code != 0).then_some(write)
     };
     let (refusal, _) = poll::until("it can write nothing", CUT_OFF, denied);
-    println!("{refusal:?}");
+    eprintln!("{refusal:?}");
     cluster.heal();
     for at in [leader, friend, third] {
         cluster.wait_alive(at, 3);
