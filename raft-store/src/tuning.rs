@@ -8,6 +8,8 @@ use openraft::{Config, SnapshotPolicy};
 pub(crate) const DATABASE_CACHE_BYTES: usize = 8 << 20;
 /// Newest log entries kept in memory, for replication and apply.
 pub(crate) const LOG_TAIL_BYTES: usize = 4 << 20;
+/// Appended entries that wait for the disk; who appends beyond that waits, too.
+pub(crate) const LOG_QUEUE_BYTES: usize = 8 << 20;
 /// Log entries read at once, and so the size of one append to a follower.
 pub(crate) const READ_BYTES: usize = 1 << 20;
 /// Entries of one append to a follower.

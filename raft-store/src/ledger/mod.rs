@@ -87,6 +87,8 @@ struct Inner {
     raft: Raft,
     server: Server,
     shared: Arc<Shared>,
+    /// Synced transactions of the database.
+    syncs: Arc<AtomicU64>,
     rpc: Arc<dyn Rpc>,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
@@ -155,7 +157,7 @@ impl Registration {
         let store = Store::open(&*seams.disk)?;
         let machine = StateMachine::load(store.clone(), seams.clock.clone())?;
         let shared = machine.shared.clone();
-        let log = LogStore::new(store, shared.halt.clone());
+        let log = LogStore::new(store.clone(), shared.halt.clone());
         let network = Network::new(config.node, rpc.clone());
         // openraft's randomness is task-local and seeded here, so that the simulator owns it. Its later calls draw none
         // in the caller's task.
@@ -179,6 +181,7 @@ impl Registration {
             me: config.node,
             server: Server::new(raft.clone()),
             raft,
+            syncs: store.syncs_counter(),
             shared,
             rpc,
             clock: seams.clock.clone(),
@@ -235,6 +238,11 @@ impl Ledger {
             }
             _ => look(&machine.state),
         }
+    }
+
+    /// How often this node's ledger has synced its disk since it started.
+    pub fn syncs(&self) -> u64 {
+        self.inner.syncs.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     /// This node.

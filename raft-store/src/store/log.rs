@@ -1,6 +1,11 @@
-//! openraft's log on redb: one append batch is one synced transaction.
+//! openraft's log on redb: what was appended waits in memory until a synced transaction takes it along.
 //!
-//! The tail of the log is also kept in memory, bounded, since replication and apply read each entry right after it was
+//! An append returns as soon as its entries can be read here, so that a leader sends them while its own disk syncs; its
+//! callback is called once they are on the disk. One task writes whatever has gathered, in one transaction with one
+//! sync. Every other transaction (vote, truncation, purge, snapshot) takes the queue along too, before its own change,
+//! so the disk sees one order.
+//!
+//! The tail of the log is kept in memory, bounded, since replication and apply read each entry right after it was
 //! appended. `committed` needs no sync of its own (it can be learnt again) and rides along with the next append.
 
 use std::collections::BTreeMap;
@@ -12,11 +17,14 @@ use fabric::wire;
 use futures_util::{Stream, stream};
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{EntryPayload, OptionalSend};
-use redb::{ReadableDatabase, ReadableTable};
+use redb::{ReadableDatabase, ReadableTable, WriteTransaction};
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::sync::mpsc;
 
+use super::machine::Halt;
 use super::{During, KEY_COMMITTED, KEY_PURGED, KEY_VOTE, LOG, Store, StoreError, damaged, put};
 use crate::codec::{EntryV1, LogIdV1, VoteV1};
-use crate::tuning::{LOG_TAIL_BYTES, READ_BYTES};
+use crate::tuning::{LOG_QUEUE_BYTES, LOG_TAIL_BYTES, READ_BYTES};
 use crate::types::{Entry, LogId, TC, Vote};
 
 /// What is known of the log without reading the disk.
@@ -26,9 +34,30 @@ pub(super) struct Memory {
     pub(super) committed: Option<LogId>,
     pub(super) purged: Option<LogId>,
     pub(super) last: Option<LogId>,
-    /// The newest entries, without a gap, up to `last`.
+    /// The newest entries, without a gap, up to `last`. Those of the queue are always among them.
     tail: BTreeMap<u64, Entry>,
     tail_bytes: usize,
+    queue: Queue,
+    /// Why nothing is written any more.
+    failed: Option<String>,
+}
+
+/// Appended, and not yet taken along by a transaction.
+#[derive(Default)]
+struct Queue {
+    entries: Vec<Entry>,
+    bytes: usize,
+    /// Whom to tell once they are on the disk, in the order of their entries.
+    callbacks: Vec<IOFlushed<TC>>,
+    /// First index that a transaction under way holds; what is in memory from there on must stay.
+    writing: Option<u64>,
+}
+
+/// What one transaction took along.
+pub(super) struct Taken {
+    entries: Vec<Entry>,
+    callbacks: Vec<IOFlushed<TC>>,
+    committed: Option<LogId>,
 }
 
 impl Memory {
@@ -43,10 +72,17 @@ impl Memory {
         self.last = Some(entry.log_id);
         self.tail_bytes += weight(&entry);
         self.tail.insert(entry.log_id.index, entry);
+        let unwritten = self.unwritten();
         while self.tail_bytes > LOG_TAIL_BYTES && self.tail.len() > 1 {
-            let Some((_, old)) = self.tail.pop_first() else { break };
-            self.tail_bytes -= weight(&old);
+            let Some(first) = self.tail.first_entry().filter(|first| *first.key() < unwritten) else { break };
+            self.tail_bytes -= weight(&first.remove());
         }
+    }
+
+    /// The first index that may be in memory only.
+    fn unwritten(&self) -> u64 {
+        let queued = self.queue.entries.first().map(|entry| entry.log_id.index);
+        self.queue.writing.or(queued).unwrap_or(u64::MAX)
     }
 
     fn forget_tail(&mut self) {
@@ -58,6 +94,23 @@ impl Memory {
     fn restrict(&mut self, keep: impl RangeBounds<u64>) {
         self.tail.retain(|index, _| keep.contains(index));
         self.tail_bytes = self.tail.values().map(weight).sum();
+    }
+}
+
+impl Taken {
+    /// Writes the entries, and how far the log is committed: it needs no sync of its own.
+    pub(super) fn put(&self, transaction: &WriteTransaction) -> Result<(), StoreError> {
+        if self.entries.is_empty() {
+            return Ok(());
+        }
+        let action = "appending to the log";
+        let mut log = transaction.open_table(LOG).during(action)?;
+        for entry in &self.entries {
+            let frame = wire::encode(&EntryV1::from(entry));
+            log.insert(entry.log_id.index, frame.as_slice()).during(action)?;
+        }
+        drop(log);
+        self.committed.map_or(Ok(()), |id| put(transaction, KEY_COMMITTED, &LogIdV1::from(id)))
     }
 }
 
@@ -111,9 +164,11 @@ impl Store {
         if first >= end {
             return Ok(Vec::new());
         }
-        if let Some(found) = self.entries_in_memory(first, end, limit_bytes) {
-            return Ok(found);
+        let in_memory = self.entries_in_memory(first, end, limit_bytes);
+        if in_memory.first().is_some_and(|entry| entry.log_id.index == first) {
+            return Ok(in_memory);
         }
+        let end = in_memory.first().map_or(end, |entry| entry.log_id.index);
         let read = self.database.begin_read().during("reading the log")?;
         let table = read.open_table(LOG).during("reading the log")?;
         let (mut out, mut bytes) = (Vec::new(), 0);
@@ -122,18 +177,20 @@ impl Store {
             let entry = decode(key.value(), value.value())?;
             bytes += weight(&entry);
             if bytes > limit_bytes && !out.is_empty() {
-                break;
+                return Ok(out);
             }
             out.push(entry);
+        }
+        // No more than the disk had is asked for by a reader with a limit; another one wants all.
+        if limit_bytes == usize::MAX {
+            out.extend(in_memory);
         }
         Ok(out)
     }
 
-    fn entries_in_memory(&self, first: u64, end: u64, limit_bytes: usize) -> Option<Vec<Entry>> {
+    /// Those of `first..end` that memory has: the latter part of the range, or nothing.
+    fn entries_in_memory(&self, first: u64, end: u64, limit_bytes: usize) -> Vec<Entry> {
         let memory = self.memory();
-        if *memory.tail.first_key_value()?.0 > first {
-            return None;
-        }
         let (mut out, mut bytes) = (Vec::new(), 0);
         for entry in memory.tail.range(first..end).map(|(_, entry)| entry) {
             bytes += weight(entry);
@@ -142,28 +199,63 @@ impl Store {
             }
             out.push(entry.clone());
         }
-        Some(out)
+        out
     }
 
-    pub(super) fn append_entries(&self, entries: Vec<Entry>) -> Result<(), StoreError> {
-        let committed = self.memory().committed;
-        self.write("appending to the log", |transaction| {
-            let mut log = transaction.open_table(LOG).during("appending to the log")?;
-            for entry in &entries {
-                let frame = wire::encode(&EntryV1::from(entry));
-                log.insert(entry.log_id.index, frame.as_slice()).during("appending to the log")?;
-            }
-            drop(log);
-            match committed {
-                Some(id) => put(transaction, KEY_COMMITTED, &LogIdV1::from(id)),
-                None => Ok(()),
-            }
-        })?;
+    /// Takes entries into memory, where they can be read at once. Tells whether so many wait that they should be written
+    /// before more are taken.
+    fn enqueue(&self, entries: Vec<Entry>, callback: IOFlushed<TC>) -> Result<bool, StoreError> {
         let mut memory = self.memory();
+        if let Some(reason) = &memory.failed {
+            let error = StoreError::Stopped { reason: reason.clone() };
+            callback.io_completed(Err(io::Error::other(error.to_string())));
+            return Err(error);
+        }
         for entry in entries {
+            memory.queue.bytes += weight(&entry);
+            memory.queue.entries.push(entry.clone());
             memory.remember(entry);
         }
-        Ok(())
+        memory.queue.callbacks.push(callback);
+        Ok(memory.queue.bytes > LOG_QUEUE_BYTES)
+    }
+
+    /// Writes what waits, if anything does.
+    fn flush(&self) -> Result<(), StoreError> {
+        if self.memory().queue.callbacks.is_empty() {
+            return Ok(());
+        }
+        self.write("appending to the log", |_| Ok(()))
+    }
+
+    /// What the transaction that begins now has to take along.
+    pub(super) fn take_queue(&self) -> Result<Taken, StoreError> {
+        let mut memory = self.memory();
+        if let Some(reason) = &memory.failed {
+            return Err(StoreError::Stopped { reason: reason.clone() });
+        }
+        let Queue { entries, callbacks, .. } = std::mem::take(&mut memory.queue);
+        memory.queue.writing = entries.first().map(|entry| entry.log_id.index);
+        let committed = memory.committed.filter(|_| !entries.is_empty());
+        Ok(Taken { entries, callbacks, committed })
+    }
+
+    /// Tells those who wait for what a transaction took along. After a failure nothing is written any more: what was
+    /// taken is neither in the queue nor on the disk, and the next entries would leave a hole.
+    pub(super) fn taken_done(&self, mut taken: Taken, failed: Option<&StoreError>) {
+        let mut memory = self.memory();
+        memory.queue.writing = None;
+        if let Some(error) = failed {
+            memory.failed.get_or_insert_with(|| error.to_string());
+            taken.callbacks.extend(std::mem::take(&mut memory.queue.callbacks));
+        }
+        drop(memory);
+        for callback in taken.callbacks {
+            callback.io_completed(match failed {
+                None => Ok(()),
+                Some(error) => Err(io::Error::other(error.to_string())),
+            });
+        }
     }
 
     pub(super) fn save_vote_synced(&self, vote: &Vote) -> Result<(), StoreError> {
@@ -204,6 +296,14 @@ impl Store {
 
 #[cfg(test)]
 impl Store {
+    pub(super) fn enqueue_for_test(&self, entries: Vec<Entry>, callback: IOFlushed<TC>) -> Result<(), StoreError> {
+        self.enqueue(entries, callback).map(drop)
+    }
+
+    pub(super) fn flush_for_test(&self) -> Result<(), StoreError> {
+        self.flush()
+    }
+
     pub(super) fn entries_for_test(&self) -> Result<Vec<Entry>, StoreError> {
         // From the disk, not from memory.
         self.memory().forget_tail();
@@ -231,16 +331,39 @@ fn bounds(range: impl RangeBounds<u64>) -> (u64, u64) {
     (first, end)
 }
 
-/// openraft's handle of the log.
+/// openraft's handle of the log. The last one that goes ends its writer.
 #[derive(Clone)]
 pub(crate) struct LogStore {
     store: Store,
-    halt: super::machine::Halt,
+    halt: Halt,
+    wake: mpsc::Sender<()>,
+}
+
+/// Writes what gathers in the queue until no handle of the log is left.
+async fn write_queue(store: Store, halt: Halt, mut woken: mpsc::Receiver<()>) {
+    while woken.recv().await.is_some() {
+        if let Err(error) = in_place(|| store.flush()) {
+            halt.because(&error);
+        }
+        // Whoever was told goes first: what it does next may belong into the next transaction.
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Runs what blocks. Where there are several threads, the others take over this one's tasks meanwhile; the simulator
+/// has one, and time stands still there.
+fn in_place<T>(blocking: impl FnOnce() -> T) -> T {
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::MultiThread => tokio::task::block_in_place(blocking),
+        _ => blocking(),
+    }
 }
 
 impl LogStore {
-    pub(crate) fn new(store: Store, halt: super::machine::Halt) -> Self {
-        LogStore { store, halt }
+    pub(crate) fn new(store: Store, halt: Halt) -> Self {
+        let (wake, woken) = mpsc::channel(1);
+        tokio::spawn(write_queue(store.clone(), halt.clone(), woken));
+        LogStore { store, halt, wake }
     }
 
     /// Passes an error on to openraft, which then stops this voter; the reason is kept for the status.
@@ -321,8 +444,11 @@ impl RaftLogStorage<TC> for LogStore {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        self.checked(self.store.append_entries(entries.into_iter().collect()))?;
-        callback.io_completed(Ok(()));
+        if self.checked(self.store.enqueue(entries.into_iter().collect(), callback))? {
+            return self.checked(self.store.flush());
+        }
+        // A wake-up that waits already will find these, too.
+        let _ = self.wake.try_send(());
         Ok(())
     }
 

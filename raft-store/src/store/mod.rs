@@ -4,13 +4,15 @@
 //! snapshots commit with `Durability::Immediate`. The state itself is never on disk: a restart loads the snapshot and
 //! replays the committed entries, so there is one path for both.
 //!
-//! A record that fails its checksum is named and refused; nothing is skipped. Commits run inline: a thread for them
-//! would break replay in the simulator, and openraft batches what arrives meanwhile into the next commit.
+//! A record that fails its checksum is named and refused; nothing is skipped. Commits run in tasks, never on a thread of
+//! their own: that would break replay in the simulator.
 
 #[cfg(test)]
 mod cuts;
 mod log;
 mod machine;
+#[cfg(test)]
+mod queue_tests;
 mod snapshots;
 #[cfg(test)]
 mod suite;
@@ -89,6 +91,12 @@ pub enum StoreError {
         /// What is not understood.
         cause: String,
     },
+    /// An earlier write failed, so what is on the disk is in doubt.
+    #[error("the ledger's file has failed before ({reason}): nothing more is written to it until this node restarts")]
+    Stopped {
+        /// What happened then.
+        reason: String,
+    },
     /// Reading or writing failed.
     #[error("the ledger's file {file} failed while {action}: {source}")]
     Disk {
@@ -128,6 +136,7 @@ pub(crate) struct Store {
     database: Arc<Database>,
     memory: Arc<Mutex<log::Memory>>,
     generation: Arc<AtomicU64>,
+    syncs: Arc<AtomicU64>,
 }
 
 impl Store {
@@ -135,7 +144,12 @@ impl Store {
     pub(crate) fn open(disk: &dyn Disk) -> Result<Self, StoreError> {
         let database = open_database(disk, FILE, DATABASE_CACHE_BYTES, prepare)
             .map_err(|source| StoreError::Open { file: FILE, source: Box::new(source) })?;
-        let store = Store { database: Arc::new(database), memory: Arc::default(), generation: Arc::default() };
+        let store = Store {
+            database: Arc::new(database),
+            memory: Arc::default(),
+            generation: Arc::default(),
+            syncs: Arc::default(),
+        };
         store.check_format()?;
         let vote = store.meta::<VoteV1>(KEY_VOTE)?.map(Vote::from);
         let committed = store.meta::<LogIdV1>(KEY_COMMITTED)?.map(LogId::from);
@@ -166,17 +180,25 @@ impl Store {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One transaction.
+    /// One transaction, with one sync; appended entries that wait go along.
     fn write<T>(
         &self,
         action: &'static str,
         change: impl FnOnce(&WriteTransaction) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
+        // Waits for the transaction under way, so whoever takes the queue next sees what the one before did.
         let mut transaction = self.database.begin_write().during(action)?;
-        transaction.set_durability(Durability::Immediate).during(action)?;
-        let out = change(&transaction)?;
-        transaction.commit().during(action)?;
-        Ok(out)
+        let taken = self.take_queue()?;
+        let done = (|| {
+            transaction.set_durability(Durability::Immediate).during(action)?;
+            taken.put(&transaction)?;
+            let out = change(&transaction)?;
+            transaction.commit().during(action)?;
+            Ok(out)
+        })();
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+        self.taken_done(taken, done.as_ref().err());
+        done
     }
 
     /// The record under `key`.
@@ -193,6 +215,11 @@ impl Store {
             Ok(record) => Ok(Some(record)),
             Err(cause) => Err(damaged(format!("the record {key:?}"), cause)),
         }
+    }
+
+    /// Counts synced transactions since the start.
+    pub(crate) fn syncs_counter(&self) -> Arc<AtomicU64> {
+        self.syncs.clone()
     }
 
     fn next_generation(&self) -> u64 {

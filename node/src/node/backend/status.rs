@@ -84,6 +84,7 @@ pub async fn metrics(context: &Context) -> String {
     gauge("raft_applied_index", "Ledger index that this node has applied", status.applied as i64);
     gauge("raft_tolerance", "Live voters that may be lost before writes stop", i64::from(status.tolerance));
     gauge("ledger_staleness_ms", "Age of this node's copy of the ledger", status.staleness_ms as i64);
+    gauge("ledger_syncs", "Syncs of the ledger's database since this daemon started", context.ledger.syncs() as i64);
     for (state, count) in [("alive", 0), ("suspect", 1), ("down", 2)].map(|(state, at)| (state, status.nodes[at])) {
         gauge(&format!("nodes_{state}"), "Admitted nodes by liveness", i64::from(count));
     }

@@ -1,0 +1,122 @@
+//! The log's queue: read at once, promised after the sync, one sync for many, in order, and nothing after a failure.
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage};
+use openraft::type_config::TypeConfigExt;
+use openraft::type_config::alias::OneshotReceiverOf;
+
+use super::suite::disk::MemoryDisk;
+use super::{LogStore, Store};
+use crate::codec::VoteV1;
+use crate::store::machine::Halt;
+use crate::types::{Entry, Proposal, TC, Vote, log_id};
+
+type Told = OneshotReceiverOf<TC, std::io::Result<()>>;
+
+fn entry(index: u64, bytes: usize) -> Entry {
+    Entry { log_id: log_id(1, index), payload: openraft::EntryPayload::Normal(Proposal(Bytes::from(vec![7; bytes]))) }
+}
+
+async fn append(log: &mut LogStore, entries: Vec<Entry>) -> (std::io::Result<()>, Told) {
+    let (tell, told) = TC::oneshot();
+    (log.append(entries, IOFlushed::signal(tell)).await, told)
+}
+
+fn on_a_paused_clock(test: impl Future<Output = ()>) {
+    tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap().block_on(test);
+}
+
+fn syncs(store: &Store) -> u64 {
+    store.syncs_counter().load(std::sync::atomic::Ordering::Relaxed)
+}
+
+fn open(disk: &MemoryDisk) -> (Store, LogStore, Halt) {
+    let (store, halt) = (Store::open(disk).unwrap(), Halt::default());
+    (store.clone(), LogStore::new(store, halt.clone()), halt)
+}
+
+#[test]
+fn what_is_appended_is_read_at_once_and_promised_after_one_sync_for_all() {
+    on_a_paused_clock(async {
+        let (store, mut log, _) = open(&MemoryDisk::new(1));
+        let before = syncs(&store);
+        let mut told = Vec::new();
+        for index in 0..10 {
+            told.push(append(&mut log, vec![entry(index, 50)]).await);
+        }
+        assert_eq!(log.try_get_log_entries(0..10).await.unwrap().len(), 10);
+        assert_eq!(syncs(&store), before, "nothing was written yet");
+        for (taken, mut told) in told {
+            taken.unwrap();
+            assert!((&mut told).now_or_never().is_none_or(|told| told.is_ok()), "told of a failure");
+            told.await.unwrap().unwrap();
+        }
+        assert_eq!(syncs(&store), before + 1, "one sync for all");
+    });
+}
+
+#[test]
+fn a_vote_is_saved_behind_the_entries_before_it_in_the_same_sync() {
+    on_a_paused_clock(async {
+        let disk = MemoryDisk::new(2);
+        let (store, mut log, _) = open(&disk);
+        let before = syncs(&store);
+        let (_, told) = append(&mut log, vec![entry(0, 50)]).await;
+        let vote = Vote::from(VoteV1 { term: 3, node: Default::default(), committed: false });
+        log.save_vote(&vote).await.unwrap();
+        assert!(matches!(told.now_or_never(), Some(Ok(Ok(())))));
+        assert_eq!(syncs(&store), before + 1);
+        drop((store, log));
+        let (_, mut log, _) = open(&disk.reboot());
+        assert_eq!(log.read_vote().await.unwrap(), Some(vote));
+        assert_eq!(log.try_get_log_entries(0..1).await.unwrap().len(), 1);
+    });
+}
+
+#[test]
+fn entries_beyond_the_tail_stay_readable_until_they_are_written_and_after() {
+    on_a_paused_clock(async {
+        let (store, mut log, _) = open(&MemoryDisk::new(3));
+        let big = crate::tuning::LOG_TAIL_BYTES / 4;
+        for index in 0..7 {
+            append(&mut log, vec![entry(index, big)]).await.0.unwrap();
+        }
+        let indexes = |found: Vec<Entry>| found.into_iter().map(|entry| entry.log_id.index).collect::<Vec<_>>();
+        assert_eq!(indexes(log.try_get_log_entries(0..7).await.unwrap()), Vec::from_iter(0..7));
+        store.flush_for_test().unwrap();
+        // This one pushes the oldest out of memory: they come from the disk now, and the rest from memory.
+        append(&mut log, vec![entry(7, big)]).await.0.unwrap();
+        assert_eq!(indexes(log.try_get_log_entries(0..8).await.unwrap()), Vec::from_iter(0..8));
+        assert_eq!(indexes(log.limited_get_log_entries(0, 8).await.unwrap()), [0]);
+    });
+}
+
+#[test]
+fn too_long_a_queue_is_written_by_who_appends() {
+    on_a_paused_clock(async {
+        let (store, mut log, _) = open(&MemoryDisk::new(4));
+        let before = syncs(&store);
+        let (_, told) = append(&mut log, vec![entry(0, crate::tuning::LOG_QUEUE_BYTES)]).await;
+        assert_eq!(syncs(&store), before + 1);
+        assert!(matches!(told.now_or_never(), Some(Ok(Ok(())))));
+    });
+}
+
+#[test]
+fn a_failed_sync_fails_every_callback_and_halts() {
+    on_a_paused_clock(async {
+        let disk = MemoryDisk::new(5);
+        let (_, mut log, halt) = open(&disk);
+        disk.set_full(true);
+        let (first, second) = (append(&mut log, vec![entry(0, 50)]).await, append(&mut log, vec![entry(1, 50)]).await);
+        for (taken, told) in [first, second] {
+            taken.unwrap();
+            assert!(told.await.unwrap().is_err());
+        }
+        assert!(halt.reason().is_some());
+        disk.set_full(false);
+        let (taken, told) = append(&mut log, vec![entry(2, 50)]).await;
+        assert!(taken.is_err() && told.await.unwrap().is_err(), "there would be a hole");
+    });
+}
