@@ -95,7 +95,7 @@ fn body(state: &State, keys: CaKeys) -> impl Iterator<Item = Vec<u8>> + '_ {
         .chain(frames(state.images.values()))
         .chain(frames(state.machines.values()))
         .chain(frames(state.answers()))
-        .chain(frames(state.audit.iter()))
+        .chain(frames(state.audit.iter().map(|entry| &**entry)))
 }
 
 fn frames<'a, T: Record + 'a>(records: impl Iterator<Item = &'a T> + 'a) -> impl Iterator<Item = Vec<u8>> + 'a {
@@ -187,7 +187,7 @@ impl State {
             ImageRecord => |r| self.images.insert((r.tenant.clone(), r.name.clone()), r),
             MachineRecord => |r| self.machines.insert(r.id, r),
             IdempotencyRecord => |r| self.keep_answer(r),
-            AuditEntry => |r| self.audit.push_back(r),
+            AuditEntry => |r| self.audit.push_back(r.into()),
         );
         Ok(false)
     }

@@ -18,8 +18,12 @@ pub(crate) const APPEND_ENTRIES_MAX: u64 = 4_096;
 pub(crate) const APPLY_BATCH: usize = 256;
 /// Largest snapshot that is received.
 pub(crate) const SNAPSHOT_BYTES_MAX: u64 = 1 << 30;
-/// Entries between snapshots. Half as many are kept behind one, so that a follower that was away briefly needs none.
-pub(crate) const SNAPSHOT_EVERY: u64 = 20_000;
+/// Entries between snapshots. Half as many are kept behind one, so that a follower that was away briefly needs none. A
+/// snapshot holds up to 100,000 answers to requests, so it must be rare enough not to be most of what is written; a
+/// restart replays as many entries in well under a second.
+pub(crate) const SNAPSHOT_EVERY: u64 = 50_000;
+/// Purged entries that one transaction removes from the disk. They are gone for everybody before.
+pub(crate) const SWEPT_PER_TRANSACTION: u64 = 1_024;
 /// A leader speaks to its followers this often.
 pub(crate) const HEARTBEAT: Duration = Duration::from_millis(100);
 /// A follower stands for election this long after its leader's lease ended, at least.
@@ -63,6 +67,8 @@ pub(crate) const PAGE_TIMEOUT: Duration = Duration::from_secs(2);
 pub(crate) const FULL_COPY_EVERY: Duration = Duration::from_millis(250);
 /// Largest copy that a spare takes.
 pub(crate) const REPLICA_BYTES_MAX: u64 = 1 << 30;
+/// Between two wake-ups of those who watch for news.
+pub(crate) const NEWS_PAUSE: Duration = Duration::from_millis(5);
 /// A member that has not heard a leader for so long takes itself for cut off.
 pub(crate) const CUT_OFF: Duration = Duration::from_secs(3);
 /// The leader looks at the members' list this often.

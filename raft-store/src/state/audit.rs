@@ -1,5 +1,7 @@
 //! What was asked and answered: the audit chain and the idempotency records, both bounded.
 
+use std::sync::Arc;
+
 use fabric::ids::IdempotencyKey;
 use fabric::limits::{AUDIT_ENTRIES_MAX, IDEMPOTENCY_RECORDS_MAX, IDEMPOTENCY_TTL};
 use fabric::rpc::Refusal;
@@ -66,27 +68,28 @@ impl State {
     pub(crate) fn keep_answer(&mut self, record: IdempotencyRecord) {
         if self.idempotency.contains_key(&record.key) {
             // An expired record that eviction has not reached: rare, so the walk may cost.
-            self.idempotency_order.retain(|key| *key != record.key);
+            self.idempotency_order.retain(|other| other.key != record.key);
         }
-        self.idempotency_order.push_back(record.key);
+        let record = Arc::new(record);
+        self.idempotency_order.push_back(record.clone());
         self.idempotency.insert(record.key, record);
     }
 
     fn evict(&mut self) {
         for _ in 0..PRUNED_PER_ENTRY_MAX {
-            let Some(oldest) = self.idempotency_order.front().and_then(|key| self.idempotency.get(key)) else { return };
+            let Some(oldest) = self.idempotency_order.front() else { return };
             if self.idempotency_order.len() < IDEMPOTENCY_RECORDS_MAX && !self.expired(oldest) {
                 return;
             }
-            if let Some(key) = self.idempotency_order.pop_front() {
-                self.idempotency.remove(&key);
+            if let Some(oldest) = self.idempotency_order.pop_front() {
+                self.idempotency.remove(&oldest.key);
             }
         }
     }
 
     /// The recorded answers, oldest first.
     pub fn answers(&self) -> impl Iterator<Item = &IdempotencyRecord> + '_ {
-        self.idempotency_order.iter().filter_map(|key| self.idempotency.get(key))
+        self.idempotency_order.iter().map(|record| &**record)
     }
 
     /// Adds a link to the audit chain.
@@ -103,7 +106,7 @@ impl State {
         };
         self.settings.audit_head = entry.hash();
         self.settings.audit_count += 1;
-        self.audit.push_back(entry);
+        self.audit.push_back(Arc::new(entry));
         while self.audit.len() > AUDIT_ENTRIES_MAX {
             self.audit.pop_front();
         }

@@ -21,6 +21,7 @@ pub(crate) mod tests;
 mod words;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use fabric::ids::{Digest, IdempotencyKey, MachineId, NodeId, TokenId};
 use fabric::model::{Capacity, ImageRecord, MachineRecord, Name, NodeRecord, TenantRecord, Tombstone};
@@ -72,12 +73,12 @@ pub struct State {
     pub images: BTreeMap<(Name, Name), ImageRecord>,
     /// Machines.
     pub machines: BTreeMap<MachineId, MachineRecord>,
-    /// The last audit entries, oldest first.
-    pub audit: VecDeque<AuditEntry>,
+    /// The last audit entries, oldest first. Shared with copies, as answers are: they are many and never change.
+    pub audit: VecDeque<Arc<AuditEntry>>,
     /// Answers to requests that carried a key.
-    idempotency: BTreeMap<IdempotencyKey, IdempotencyRecord>,
-    /// Keys of `idempotency` in the order of their entries, for eviction.
-    idempotency_order: VecDeque<IdempotencyKey>,
+    idempotency: BTreeMap<IdempotencyKey, Arc<IdempotencyRecord>>,
+    /// The same in the order of their entries, for eviction.
+    idempotency_order: VecDeque<Arc<IdempotencyRecord>>,
     /// What follows from the records above.
     index: claims::Index,
 }
@@ -151,6 +152,24 @@ impl State {
             MoveBegin { machine, from_epoch, id, to } => self.move_begin(*machine, *from_epoch, *id, *to),
             MoveSwitch { machine, id, from_epoch } => self.move_switch(actor.node, *machine, *id, *from_epoch),
             MoveAbort { machine, id, from_epoch } => self.move_abort(*machine, *id, *from_epoch),
+        }
+    }
+
+    /// A copy of the records alone, for a snapshot: made while entries wait, so it leaves out what follows from them.
+    pub(crate) fn records(&self) -> State {
+        State {
+            settings: self.settings.clone(),
+            cas: self.cas.clone(),
+            nodes: self.nodes.clone(),
+            absences: self.absences.clone(),
+            tombstones: self.tombstones.clone(),
+            tokens: self.tokens.clone(),
+            tenants: self.tenants.clone(),
+            images: self.images.clone(),
+            machines: self.machines.clone(),
+            audit: self.audit.clone(),
+            idempotency_order: self.idempotency_order.clone(),
+            ..State::default()
         }
     }
 

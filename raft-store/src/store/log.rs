@@ -24,7 +24,7 @@ use tokio::sync::mpsc;
 use super::machine::Halt;
 use super::{During, KEY_COMMITTED, KEY_PURGED, KEY_VOTE, LOG, Store, StoreError, damaged, put};
 use crate::codec::{EntryV1, LogIdV1, VoteV1};
-use crate::tuning::{LOG_QUEUE_BYTES, LOG_TAIL_BYTES, READ_BYTES};
+use crate::tuning::{LOG_QUEUE_BYTES, LOG_TAIL_BYTES, READ_BYTES, SWEPT_PER_TRANSACTION};
 use crate::types::{Entry, LogId, TC, Vote};
 
 /// What is known of the log without reading the disk.
@@ -38,6 +38,8 @@ pub(super) struct Memory {
     tail: BTreeMap<u64, Entry>,
     tail_bytes: usize,
     queue: Queue,
+    /// Purged entries below this are gone from the disk, too.
+    swept: u64,
     /// Why nothing is written any more.
     failed: Option<String>,
 }
@@ -54,6 +56,7 @@ struct Queue {
 }
 
 /// What one transaction took along.
+#[derive(Default)]
 pub(super) struct Taken {
     entries: Vec<Entry>,
     callbacks: Vec<IOFlushed<TC>>,
@@ -139,7 +142,8 @@ impl Store {
         let table = read.open_table(LOG).during("reading the log")?;
         let mut memory = self.memory();
         let mut next = memory.purged.map(|id| id.index + 1);
-        for item in table.iter().during("reading the log")? {
+        // Purged entries may still wait to be swept: they are nobody's.
+        for item in table.range(next.unwrap_or(0)..).during("reading the log")? {
             let (key, value) = item.during("reading the log")?;
             let index = key.value();
             if next.is_some_and(|next| next != index) {
@@ -278,12 +282,30 @@ impl Store {
         Ok(())
     }
 
+    /// Removes some of the purged entries from the disk. They are many after a snapshot, so each transaction takes a few
+    /// along.
+    pub(super) fn sweep(&self, transaction: &WriteTransaction) -> Result<(), StoreError> {
+        let (purged, swept) = {
+            let memory = self.memory();
+            let Some(purged) = memory.purged else { return Ok(()) };
+            (purged.index + 1, memory.swept)
+        };
+        if swept >= purged {
+            return Ok(());
+        }
+        let action = "removing purged entries";
+        let mut log = transaction.open_table(LOG).during(action)?;
+        let oldest = log.first().during(action)?.map(|(key, _)| key.value());
+        let first = oldest.unwrap_or(purged).clamp(swept, purged);
+        let end = purged.min(first + SWEPT_PER_TRANSACTION);
+        log.retain_in(first..end, |_, _| false).during(action)?;
+        // A transaction that fails is the last one, so this may be said before it is committed.
+        self.memory().swept = end;
+        Ok(())
+    }
+
     pub(super) fn purge_up_to(&self, id: LogId) -> Result<(), StoreError> {
-        self.write("purging the log", |transaction| {
-            put(transaction, KEY_PURGED, &LogIdV1::from(id))?;
-            let mut log = transaction.open_table(LOG).during("purging the log")?;
-            log.retain_in(..=id.index, |_, _| false).during("purging the log")
-        })?;
+        self.write("purging the log", |transaction| put(transaction, KEY_PURGED, &LogIdV1::from(id)))?;
         let mut memory = self.memory();
         memory.restrict(id.index + 1..);
         memory.purged = Some(id);
@@ -298,6 +320,12 @@ impl Store {
 impl Store {
     pub(super) fn enqueue_for_test(&self, entries: Vec<Entry>, callback: IOFlushed<TC>) -> Result<(), StoreError> {
         self.enqueue(entries, callback).map(drop)
+    }
+
+    pub(super) fn stored_for_test(&self) -> Result<u64, StoreError> {
+        use redb::ReadableTableMetadata;
+        let read = self.database.begin_read().during("counting the log")?;
+        read.open_table(LOG).during("counting the log")?.len().during("counting the log")
     }
 
     pub(super) fn flush_for_test(&self) -> Result<(), StoreError> {
@@ -352,7 +380,7 @@ async fn write_queue(store: Store, halt: Halt, mut woken: mpsc::Receiver<()>) {
 
 /// Runs what blocks. Where there are several threads, the others take over this one's tasks meanwhile; the simulator
 /// has one, and time stands still there.
-fn in_place<T>(blocking: impl FnOnce() -> T) -> T {
+pub(super) fn in_place<T>(blocking: impl FnOnce() -> T) -> T {
     match Handle::current().runtime_flavor() {
         RuntimeFlavor::MultiThread => tokio::task::block_in_place(blocking),
         _ => blocking(),

@@ -274,11 +274,11 @@ impl RaftSnapshotBuilder<TC> for StateMachine {
     type SnapshotData = SnapshotData;
 
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
-        // A copy, since encoding takes longer than entries may wait for the lock.
+        // A copy of the records, since encoding takes longer than entries may wait for the lock.
         let (meta, state) = {
             let machine = self.shared.read();
             let meta = SnapshotMeta { last_log_id: machine.applied, last_membership: machine.membership.clone() };
-            (meta, machine.state.clone())
+            (meta, machine.state.records())
         };
         let snapshot = super::snapshots::encode_state(&state, CaKeys::With).await;
         drop(state);

@@ -31,6 +31,7 @@ use crate::tuning::DATABASE_CACHE_BYTES;
 use crate::types::{LogId, Vote};
 
 pub(crate) use log::LogStore;
+use log::Taken;
 pub use machine::AppliedEntry;
 pub(crate) use machine::{Shared, StateMachine};
 pub(crate) use snapshots::encode_state;
@@ -187,12 +188,14 @@ impl Store {
         change: impl FnOnce(&WriteTransaction) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         // Waits for the transaction under way, so whoever takes the queue next sees what the one before did.
-        let mut transaction = self.database.begin_write().during(action)?;
+        let begun = self.database.begin_write().during(action);
+        let mut transaction = begun.inspect_err(|error| self.taken_done(Taken::default(), Some(error)))?;
         let taken = self.take_queue()?;
         let done = (|| {
             transaction.set_durability(Durability::Immediate).during(action)?;
             taken.put(&transaction)?;
             let out = change(&transaction)?;
+            self.sweep(&transaction)?;
             transaction.commit().during(action)?;
             Ok(out)
         })();

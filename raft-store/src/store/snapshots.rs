@@ -10,6 +10,7 @@ use fabric::limits::CHUNK_BYTES;
 use fabric::wire::{self, HEADER_BYTES};
 use redb::ReadableDatabase;
 
+use super::log::in_place;
 use super::machine::Machine;
 use super::{CHUNKS, During, KEY_SNAPSHOT, Store, StoreError, damaged, put};
 use crate::codec::{SnapshotChunkV1, SnapshotHeadV1, SnapshotMetaV1};
@@ -94,12 +95,15 @@ impl Store {
         let count = snapshot.chunks.len() as u32;
         for (number, chunk) in (0..count).zip(&snapshot.chunks) {
             let record = SnapshotChunkV1 { generation, number, data: chunk.to_vec() };
-            self.write("writing a snapshot", |transaction| {
-                let mut chunks = transaction.open_table(CHUNKS).during("writing a snapshot")?;
+            let write = || {
                 let frame = wire::encode(&record);
-                chunks.insert((generation, number), frame.as_slice()).during("writing a snapshot")?;
-                Ok(())
-            })?;
+                self.write("writing a snapshot", |transaction| {
+                    let mut chunks = transaction.open_table(CHUNKS).during("writing a snapshot")?;
+                    chunks.insert((generation, number), frame.as_slice()).during("writing a snapshot")?;
+                    Ok(())
+                })
+            };
+            in_place(write)?;
             tokio::task::yield_now().await;
         }
         let head = SnapshotHeadV1 { generation, chunks: count, digest, meta: SnapshotMetaV1::from(meta) };

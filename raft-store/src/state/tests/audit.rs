@@ -66,6 +66,16 @@ fn answers_are_bounded() {
 }
 
 #[test]
+fn a_copy_of_the_records_gives_the_same_snapshot() {
+    let mut world = World::new();
+    world.ask_as(actor("a"), KEY, create(1, "web")).unwrap();
+    let frames = |state: &State| crate::snapshot::to_records(state, crate::snapshot::CaKeys::With).collect::<Vec<_>>();
+    let copy = world.state.records();
+    assert_eq!(frames(&copy), frames(&world.state));
+    assert_eq!(crate::snapshot::from_records(frames(&copy)), Ok(world.state));
+}
+
+#[test]
 fn the_audit_is_a_chain() {
     let mut world = World::new();
     world.no(remove(9, false));
