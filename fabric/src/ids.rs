@@ -31,6 +31,16 @@ fn parse_hex<const N: usize>(what: &'static str, text: &str) -> Result<[u8; N], 
     Ok(out)
 }
 
+/// Digits of `bytes`, in `out` that has room for twice as many. Ids are printed with every ledger entry, so not by way of
+/// a formatter for each byte.
+fn hex<'a>(bytes: &[u8], out: &'a mut [u8]) -> &'a str {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    for (pair, byte) in out.chunks_exact_mut(2).zip(bytes) {
+        pair.copy_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+    }
+    std::str::from_utf8(out).unwrap_or_default()
+}
+
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident, $bytes:literal, $what:literal) => {
         $(#[$doc])*
@@ -47,7 +57,7 @@ macro_rules! id {
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+                f.write_str(hex(&self.0, &mut [0; 2 * $bytes]))
             }
         }
 

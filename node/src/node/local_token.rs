@@ -2,7 +2,11 @@
 //!
 //! The CLI reads the same file. It opens this node's port alone, with the rights of root at its socket.
 
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
 use fabric::seams::{Disk, Entropy, draw};
+use tokio::time::Instant;
 
 use super::context::Context;
 use crate::api::backend::{Backend, Caller};
@@ -10,6 +14,29 @@ use crate::api::backend::{Backend, Caller};
 /// The file in the data directory.
 pub const FILE: &str = "admin.token";
 const BYTES: usize = 32;
+/// The file is read again after this: whoever replaces it need not restart the node, and not every request reads it.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// The file as it was read last.
+#[derive(Debug, Default)]
+pub struct Known(Mutex<Option<(Instant, blake3::Hash)>>);
+
+impl Known {
+    fn expected(&self, disk: &dyn Disk) -> Option<blake3::Hash> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((read, hash)) = *known
+            && read.elapsed() < FRESH
+        {
+            return Some(hash);
+        }
+        *known = None;
+        let content = disk.read(FILE).ok()??;
+        let expected = std::str::from_utf8(&content).ok()?.trim();
+        let hash = (!expected.is_empty()).then(|| blake3::hash(expected.as_bytes()))?;
+        *known = Some((Instant::now(), hash));
+        Some(hash)
+    }
+}
 
 /// Reads the token, or draws and writes one.
 ///
@@ -26,12 +53,10 @@ pub fn ensure(disk: &dyn Disk, entropy: &dyn Entropy) -> std::io::Result<()> {
 }
 
 /// Who holds `token`; none when it is not this node's.
-pub fn authenticate(context: &Context, backend: &dyn Backend, token: &str) -> Option<Caller> {
-    let content = context.seams.disk.read(FILE).ok()??;
-    let expected = std::str::from_utf8(&content).ok()?.trim();
+pub fn authenticate(context: &Context, known: &Known, backend: &dyn Backend, token: &str) -> Option<Caller> {
+    let expected = known.expected(&*context.seams.disk)?;
     // Hashes compare in constant time, whatever the lengths.
-    let same = blake3::hash(expected.as_bytes()) == blake3::hash(token.trim().as_bytes());
-    (same && !expected.is_empty()).then(|| {
+    (expected == blake3::hash(token.trim().as_bytes())).then(|| {
         let root = backend.root();
         Caller { subject: root.subject.replace("root@", "admin-token@"), rights: root.rights }
     })

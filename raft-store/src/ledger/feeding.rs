@@ -23,7 +23,7 @@ use crate::feed::{Blob, Frames, LedgerMember, Mine};
 use crate::snapshot::{CaKeys, Reader};
 use crate::state::State;
 use crate::store::encode_state;
-use crate::tuning::{FEED_WAIT, FULL_COPY_EVERY, PAGE_TIMEOUT, READ_TIMEOUT, REPLICA_BYTES_MAX, RETRY_MAX};
+use crate::tuning::{FEED_WAIT, FULL_COPY_EVERY, NEWS_PAUSE, PAGE_TIMEOUT, READ_TIMEOUT, REPLICA_BYTES_MAX, RETRY_MAX};
 use crate::types::Member;
 
 /// What is known of the page that is wanted next.
@@ -139,7 +139,7 @@ impl Inner {
         }
         let (at, state) = {
             let machine = self.shared.read();
-            (machine.at(), machine.state.clone())
+            (machine.at(), machine.state.records())
         };
         let chunks = encode_state(&state, CaKeys::Without).await.chunks;
         let bytes = Bytes::from(chunks.concat());
@@ -328,12 +328,15 @@ pub(super) async fn follow(inner: Weak<Inner>) {
     }
 }
 
-/// Passes on the index of what was applied here to those who watch for news.
+/// Passes on the index of what was applied here to those who watch for news: at once, and while entries come in bursts
+/// every `NEWS_PAUSE`, since each of the many watchers looks at the state every time.
 pub(super) async fn tell(inner: Weak<Inner>) {
     let Some(mut applied) = inner.upgrade().map(|ledger| ledger.shared.applied.subscribe()) else { return };
     while applied.changed().await.is_ok() {
         let index = *applied.borrow_and_update();
         let Some(ledger) = inner.upgrade() else { return };
         ledger.saw(index);
+        drop(ledger);
+        sleep(NEWS_PAUSE).await;
     }
 }

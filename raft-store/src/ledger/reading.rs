@@ -104,6 +104,9 @@ impl Inner {
     }
 
     pub(super) async fn wait_applied(&self, index: u64, deadline: Instant) -> Result<(), LedgerError> {
+        if *self.shared.applied.borrow() >= index {
+            return Ok(());
+        }
         let mut applied = self.shared.applied.subscribe();
         let mut halted = self.shared.halt.subscribe();
         tokio::select! { biased;

@@ -52,6 +52,11 @@ pub struct LedgerStatus {
 }
 
 impl Ledger {
+    /// How old this node's copy may be, see [`LedgerStatus::staleness`].
+    pub fn staleness(&self) -> Option<Duration> {
+        self.inner.staleness()
+    }
+
     /// What this node knows now.
     pub fn status(&self) -> LedgerStatus {
         self.inner.status()
@@ -78,7 +83,6 @@ impl Inner {
         let membership = metrics.membership_config.membership();
         let mut alive = self.surroundings.alive();
         alive.insert(self.me);
-        let leads = metrics.state.is_leader();
         // Copied out: a guard inside the expression below would live until its end.
         let heard = *self.heard();
         let part = self.part();
@@ -102,14 +106,22 @@ impl Inner {
                 let voters: Vec<NodeId> = membership.voter_ids().map(|member| member.0).collect();
                 self.tolerance_words(&voters, &alive)
             },
-            staleness: if leads {
-                let alone = membership.voter_ids().count() == 1;
-                if alone { Some(Duration::ZERO) } else { metrics.last_quorum_acked.map(|at| at.elapsed()) }
-            } else {
-                heard.at.map(|at| at.elapsed())
-            },
+            staleness: self.staleness(),
             halted: self.halted(),
         }
+    }
+
+    fn staleness(&self) -> Option<Duration> {
+        // Copied out: a guard would live until the end of the expression.
+        let heard = *self.heard();
+        if self.leads() {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            let alone = metrics.membership_config.voter_ids().count() == 1;
+            return if alone { Some(Duration::ZERO) } else { metrics.last_quorum_acked.map(|at| at.elapsed()) };
+        }
+        let fed = if self.part() == Part::Spare { heard.feed } else { None };
+        fed.max(heard.at).map(|at| at.elapsed())
     }
 
     fn tolerance_words(&self, voters: &[NodeId], alive: &BTreeSet<NodeId>) -> String {
@@ -154,7 +166,7 @@ impl Inner {
             voters,
             changing: false,
             standbys,
-            staleness: heard.feed.max(heard.at).map(|at| at.elapsed()),
+            staleness: self.staleness(),
             halted: self.halted(),
         }
     }

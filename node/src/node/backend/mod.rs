@@ -36,12 +36,13 @@ use crate::api::failure::Failure;
 pub struct NodeBackend {
     context: Arc<Context>,
     changes: watch::Receiver<u64>,
+    token: Arc<super::local_token::Known>,
 }
 
 impl NodeBackend {
     /// Over a started node; `changes` grows with everything that a waiting client could wait for.
     pub fn new(context: Arc<Context>, changes: watch::Receiver<u64>) -> Self {
-        NodeBackend { context, changes }
+        NodeBackend { context, changes, token: Arc::default() }
     }
 
     fn actor(&self, caller: &Caller) -> Result<Actor> {
@@ -102,7 +103,7 @@ impl NodeBackend {
 
 /// How old this node's copy of the ledger may be; a copy that never heard a leader is as old as this daemon.
 fn staleness_ms(context: &Context) -> u64 {
-    let staleness = context.ledger.status().staleness;
+    let staleness = context.ledger.staleness();
     staleness.unwrap_or_else(|| context.started.elapsed()).as_millis() as u64
 }
 
@@ -122,7 +123,7 @@ impl Backend for NodeBackend {
     }
 
     async fn authenticate(&self, token: &str) -> Result<Caller> {
-        super::local_token::authenticate(&self.context, self, token).ok_or_else(|| {
+        super::local_token::authenticate(&self.context, &self.token, self, token).ok_or_else(|| {
             Failure::new("unauthenticated", "this token opens nothing here")
                 .hint("use the one in <data-dir>/admin.token, or the unix socket as root")
         })
