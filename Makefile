@@ -1,6 +1,6 @@
 # Two commands do all their own set-up on a fresh Debian 12 with Rust: `make demo` and `make test`.
 
-.PHONY: help demo test build sim fmt setup tools clean
+.PHONY: help demo test bench peers build sim fmt setup tools clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -11,6 +11,10 @@ demo: setup ## build, then a throw-away fabric of three nodes: join, run, fail o
 
 test: setup tools ## formatting, lints, licences, all tests, the simulator's determinism check
 	./scripts/test
+
+bench: setup peers ## figures beside those of etcd, serf, LXD and podman; ROW=name for one row, RECORD=1 writes README's
+	cargo build --release --locked -p smartnode
+	cargo bench --locked -p smartnode-tests --bench fabric -- $(ROW) $(if $(RECORD),--record)
 
 build: ## the binary, optimised
 	cargo build --release --locked -p smartnode
@@ -23,6 +27,9 @@ fmt: ## format the sources
 
 setup:
 	@./scripts/setup packages
+
+peers:
+	@./scripts/setup peers
 
 tools:
 	@./scripts/setup tools

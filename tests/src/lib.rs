@@ -12,5 +12,6 @@ mod cluster;
 pub mod http;
 pub mod machines;
 pub mod poll;
+pub mod report;
 
 pub use cluster::{Cluster, Reply, smartnode};

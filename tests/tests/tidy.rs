@@ -250,3 +250,13 @@ fn what_is_said_to_be_absent_is_absent() {
     }
     complain(faults);
 }
+
+/// README.md's figures are those of the committed results, and nobody's else.
+#[test]
+fn the_figures_are_those_that_were_measured() {
+    let page = fs::read_to_string(root().join("README.md")).unwrap();
+    let results = fs::read_to_string(root().join("tests/benches/results.json")).unwrap();
+    let results = serde_json::from_str(&results).unwrap();
+    let made = smartnode_tests::report::replaced(&page, &results).expect("README.md has the marks of its section");
+    assert!(made == page, "README.md's figures are not those of results.json: make bench RECORD=1 writes both");
+}

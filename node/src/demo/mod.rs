@@ -6,7 +6,7 @@
 
 pub mod counter;
 mod fabric;
-mod outside;
+pub mod outside;
 mod report;
 mod story;
 
