@@ -79,6 +79,7 @@ impl Machine {
     fn observed(&self) -> Observed {
         Observed {
             id: self.launch.id,
+            image: Some(self.launch.image),
             epoch: self.launch.epoch,
             requested_restarts: self.launch.requested_restarts,
             exclusive: self.launch.spec.exclusive,
@@ -272,6 +273,14 @@ impl Runtime for FakeRuntime {
         self.with_up(id, |machine| {
             machine.deadline = machine.deadline.max(Some(deadline));
             machine.frozen.by_lease &= !thaw;
+            machine.settle(now);
+        })
+    }
+
+    async fn shorten(&self, id: MachineId, deadline: Duration) -> Result<(), RuntimeError> {
+        let now = self.clock.boottime();
+        self.with_up(id, |machine| {
+            machine.deadline = machine.deadline.map(|held| held.min(deadline));
             machine.settle(now);
         })
     }

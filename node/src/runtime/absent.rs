@@ -57,6 +57,9 @@ impl Runtime for NoMachines {
     async fn renew(&self, id: MachineId, _: Duration, _: bool) -> Result<(), RuntimeError> {
         Err(RuntimeError::NotFound(id))
     }
+    async fn shorten(&self, id: MachineId, _: Duration) -> Result<(), RuntimeError> {
+        Err(RuntimeError::NotFound(id))
+    }
     async fn status(&self, id: MachineId) -> Result<MachineStatus, RuntimeError> {
         Err(RuntimeError::NotFound(id))
     }
@@ -77,5 +80,8 @@ impl Runtime for NoMachines {
     }
     async fn sweep(&self, _: Duration) -> Result<(), RuntimeError> {
         Ok(())
+    }
+    fn unsupported(&self) -> Option<&str> {
+        Some(&self.reason)
     }
 }

@@ -42,6 +42,9 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Killed processes are gone within this time.
 pub const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Directories that one sweep removes.
+pub const SWEEP_MAX: usize = 16;
+
 /// User ids outside of which a machine's first one is drawn: above those that people, systemd and containers use.
 pub const UID_BASE_FIRST: u32 = 0x1000_0000;
 /// User ids of one machine.

@@ -39,6 +39,11 @@ pub enum Request {
         /// End the pause by lease too.
         thaw: bool,
     },
+    /// The lease deadline is this one or the one held, whichever is earlier.
+    Shorten {
+        /// On `CLOCK_BOOTTIME`.
+        deadline: Duration,
+    },
     /// An unconnected TCP socket of the machine's network namespace, passed along with `ok`.
     Socket {
         /// IPv6 instead of IPv4.
@@ -55,6 +60,7 @@ impl fmt::Display for Request {
             Request::Freeze => f.write_str("freeze"),
             Request::Thaw => f.write_str("thaw"),
             Request::Renew { deadline, thaw } => write!(f, "renew {} {}", nanos(*deadline), u8::from(*thaw)),
+            Request::Shorten { deadline } => write!(f, "shorten {}", nanos(*deadline)),
             Request::Socket { v6 } => write!(f, "socket {}", if *v6 { 6 } else { 4 }),
         }
     }
@@ -85,6 +91,7 @@ impl FromStr for Request {
             "renew" => {
                 Request::Renew { deadline: Duration::from_nanos(number("deadline")?), thaw: number("thaw")? == 1 }
             }
+            "shorten" => Request::Shorten { deadline: Duration::from_nanos(number("deadline")?) },
             "socket" => Request::Socket { v6: number("version")? == 6 },
             other => return Err(format!("{other:?} is unknown to this supervisor")),
         };
@@ -235,6 +242,7 @@ mod tests {
             Request::Freeze,
             Request::Thaw,
             Request::Renew { deadline: second, thaw: true },
+            Request::Shorten { deadline: second },
             Request::Socket { v6: true },
         ] {
             assert_eq!(request.to_string().parse(), Ok(request));

@@ -9,9 +9,9 @@ pub(crate) mod cgroup;
 mod confine;
 pub mod container;
 mod lease;
-mod limits;
+pub(crate) mod limits;
 mod line;
-mod policy;
+pub(crate) mod policy;
 pub mod preflight;
 mod process;
 mod record;
@@ -72,6 +72,8 @@ impl Launch {
 pub struct Observed {
     /// The machine.
     pub id: MachineId,
+    /// Digest of its image; none when its record is damaged.
+    pub image: Option<Digest>,
     /// The epoch it was last prepared for.
     pub epoch: u64,
     /// Its launch's count of requested restarts.
@@ -283,6 +285,13 @@ pub trait Runtime: Send + Sync + Debug {
     /// When it is not up or not exclusive.
     async fn renew(&self, id: MachineId, deadline: Duration, thaw: bool) -> Result<(), RuntimeError>;
 
+    /// Takes the supervisor's lease deadline back to `deadline` (a later one is ignored): a planned absence has ended, and
+    /// with it what went beyond the lease.
+    ///
+    /// # Errors
+    /// When it is not up, not exclusive, or its supervisor is of a version that cannot: it keeps its deadline then.
+    async fn shorten(&self, id: MachineId, deadline: Duration) -> Result<(), RuntimeError>;
+
     /// What it is doing, with its use of CPU and memory now.
     ///
     /// # Errors
@@ -313,10 +322,16 @@ pub trait Runtime: Send + Sync + Debug {
     /// Changes whenever some machine changed; look at [`Runtime::list`] then.
     fn watch(&self) -> watch::Receiver<u64>;
 
-    /// Removes what no machine needs: left-over control groups, directories of destroyed machines, quarantined disks
-    /// older than `keep`. Touches nothing without this node's prefix.
+    /// Removes what no machine needs: left-over control groups with the processes in them (and so their namespaces and
+    /// mounts), directories of destroyed machines, quarantined disks older than `keep`. A bounded number of each in one
+    /// call. Touches nothing without this node's prefix.
     ///
     /// # Errors
     /// The first thing that could not be removed; the rest was still tried.
     async fn sweep(&self, keep: Duration) -> Result<(), RuntimeError>;
+
+    /// Why no machine can run here, with what to do about it; none when they can.
+    fn unsupported(&self) -> Option<&str> {
+        None
+    }
 }

@@ -1,7 +1,15 @@
 //! Whether this host can run machines, and what is missing if not: for `doctor`, `status` and the start of a node.
-#![expect(clippy::disallowed_methods, reason = "looks at the kernel, not at the data directory")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "looks at the kernel, and tries the file system in a process of its own"
+)]
+
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use super::cgroup::Host;
+use super::supervisor::ARGV0_PROBE;
 
 /// One thing that machines need.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +61,31 @@ fn kernel() -> (u32, u32, String) {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let mut numbers = release.trim().split(['.', '-']).map(|part| part.parse().unwrap_or(0));
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0), release.trim().to_owned())
+}
+
+/// Looks, and tries in `data` what machines need of its file system; `exe` is this program. Leaves nothing there.
+pub fn preflight_in(data: &Path, exe: &Path) -> Preflight {
+    let mut found = preflight();
+    if found.ok() {
+        let tried = try_in(data, exe);
+        found.checks.push(Check {
+            what: "a file system for machines' disks",
+            ok: tried.is_ok(),
+            found: format!("{}: {}", data.display(), tried.err().unwrap_or_else(|| "good".into())),
+            fix: "use a --data-dir on ext4, xfs or btrfs",
+        });
+    }
+    found
+}
+
+fn try_in(data: &Path, exe: &Path) -> Result<(), String> {
+    let mut command = Command::new(exe);
+    command.arg0(ARGV0_PROBE).arg(data).stdin(Stdio::null()).stdout(Stdio::null());
+    let output = command.output().map_err(|error| format!("cannot be tried: {error}"))?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+    }
 }
 
 /// Looks; changes nothing.

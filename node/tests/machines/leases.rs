@@ -116,6 +116,23 @@ async fn a_renewal_never_undoes_a_freeze_by_order_nor_a_thaw_an_expired_lease() 
 
 #[tokio::test]
 #[ignore = "needs root and namespaces"]
+async fn a_deadline_that_is_taken_back_is_kept() {
+    let world = World::new();
+    let id = world.start(&exclusive(&world, Duration::from_secs(60))).await;
+    let shorter = boottime() + Duration::from_secs(9);
+    world.runtime.shorten(id, shorter).await.unwrap();
+    world.runtime.shorten(id, shorter + Duration::from_secs(9)).await.unwrap();
+    assert_eq!(observed(&world, id).await.lease_deadline, Some(shorter), "never longer by this");
+    assert_eq!(world.new_daemon().list().await.unwrap()[0].lease_deadline, Some(shorter), "by its supervisor's word");
+    world.runtime.shorten(id, boottime() + LEASE_FREEZE_MARGIN).await.unwrap();
+    world.expect(id, MachineState::Frozen).await;
+    assert!(observed(&world, id).await.frozen.by_lease);
+    world.runtime.renew(id, boottime() + Duration::from_secs(9), true).await.unwrap();
+    world.expect(id, MachineState::Running).await;
+}
+
+#[tokio::test]
+#[ignore = "needs root and namespaces"]
 async fn without_a_lease_nothing_exclusive_starts() {
     let world = World::new();
     let mut launch = exclusive(&world, Duration::from_millis(100));

@@ -77,6 +77,49 @@ async fn a_frozen_machine_dies_with_its_supervisor_even_without_a_daemon() {
 
 #[tokio::test]
 #[ignore = "needs root and namespaces"]
+async fn a_frozen_machine_dies_with_its_supervisor_though_nobody_listens() {
+    let world = World::new();
+    let id = world.start(&world.script(1, "sleep 4321")).await;
+    world.runtime.freeze(id).await.unwrap();
+    // No daemon hears of it: this one hangs, as far as the machine can tell.
+    let supervisor = world.supervisor(id);
+    let quiet = std::thread::spawn({
+        let groups = world.groups();
+        move || {
+            kill(Pid::from_raw(supervisor), Signal::SIGKILL).unwrap();
+            let begun = std::time::Instant::now();
+            while groups.iter().any(|group| group.exists()) && begun.elapsed() < Duration::from_secs(10) {
+                std::thread::yield_now();
+            }
+            groups.iter().all(|group| !group.exists())
+        }
+    });
+    // The test's runtime has one thread: joining here keeps the daemon's side from doing anything.
+    assert!(quiet.join().unwrap(), "its control groups are still there");
+    until("no process is left", || world.processes().is_empty()).await;
+    world.expect(id, MachineState::Failed).await;
+    // A successor is not taken for the remains.
+    world.start(&world.script(1, "sleep 4321")).await;
+    world.expect(id, MachineState::Running).await;
+}
+
+#[tokio::test]
+#[ignore = "needs root and namespaces"]
+async fn a_disk_kept_aside_long_enough_is_removed_and_nothing_of_others() {
+    let world = World::new();
+    let id = world.start(&world.script(1, "echo once > /mark; sleep 4321")).await;
+    world.runtime.quarantine(id).await.unwrap();
+    let aside = world.data.join("quarantine");
+    let old = aside.join(format!("{id}-1-1700000000"));
+    std::fs::create_dir_all(old.join("upper/deep")).unwrap();
+    std::fs::create_dir(aside.join("notes")).unwrap();
+    world.runtime.sweep(Duration::from_secs(7 * 24 * 3600)).await.unwrap();
+    assert!(!old.exists() && aside.join("notes").exists());
+    assert_eq!(std::fs::read_dir(&aside).unwrap().count(), 2, "the disk of today is kept");
+}
+
+#[tokio::test]
+#[ignore = "needs root and namespaces"]
 async fn what_pid_one_leaves_behind_is_reaped_and_killed() {
     let world = World::new();
     let script = "(sleep 0.05; echo orphan) & (sleep 4321 &) ; echo done; sleep 0.3";

@@ -130,11 +130,11 @@ impl Shared {
         }
     }
 
-    /// Notes a deadline that the supervisor has taken; no news to anybody.
-    pub fn set_deadline(&self, id: MachineId, deadline: Duration) {
+    /// Notes what the supervisor has made of its deadline; no news to anybody.
+    pub fn set_deadline(&self, id: MachineId, change: impl FnOnce(Duration) -> Duration) {
         if let Some(entry) = self.entries().get(&id) {
             entry.seen.send_if_modified(|seen| {
-                seen.line.deadline = seen.line.deadline.max(Some(deadline));
+                seen.line.deadline = seen.line.deadline.map(change);
                 false
             });
         }
@@ -306,6 +306,7 @@ impl Shared {
         let launch = entry.launch.as_ref();
         Some(Observed {
             id,
+            image: launch.map(|launch| launch.image),
             epoch: launch.map_or(0, |launch| launch.epoch),
             requested_restarts: launch.map_or(0, |launch| launch.requested_restarts),
             exclusive: launch.is_some_and(|launch| launch.spec.exclusive),

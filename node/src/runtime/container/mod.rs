@@ -69,17 +69,21 @@ impl ContainerRuntime {
     /// # Errors
     /// [`RuntimeError::Unsupported`] names what the host lacks.
     pub fn open(config: ContainerConfig) -> Result<Self, RuntimeError> {
-        if let Some(missing) = super::preflight::preflight().missing() {
+        let data = std::path::absolute(&config.data).map_err(io_error("find the data directory"))?;
+        let exe = config.exe.unwrap_or_else(|| "/proc/self/exe".into());
+        let make = |dir: &Path| {
+            let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+            made.map_err(io_error(format!("make {}", dir.display())))
+        };
+        make(&data)?;
+        if let Some(missing) = super::preflight::preflight_in(&data, &exe).missing() {
             return Err(RuntimeError::Unsupported(missing));
         }
         let host = Host::detect().map_err(RuntimeError::Unsupported)?;
-        let data = std::path::absolute(&config.data).map_err(io_error("find the data directory"))?;
         let shared = Shared::new(data, format!("smartnode-{}", config.node.short()), host);
-        for dir in [shared.machines(), shared.quarantine()] {
-            let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
-            made.map_err(io_error(format!("make {}", dir.display())))?;
-        }
-        Ok(ContainerRuntime { shared, exe: config.exe.unwrap_or_else(|| "/proc/self/exe".into()) })
+        make(&shared.machines())?;
+        make(&shared.quarantine())?;
+        Ok(ContainerRuntime { shared, exe })
     }
 
     fn write_launch(&self, launch: &Launch) -> Result<LaunchRecord, RuntimeError> {
@@ -294,7 +298,13 @@ impl Runtime for ContainerRuntime {
 
     async fn renew(&self, id: MachineId, deadline: Duration, thaw: bool) -> Result<(), RuntimeError> {
         self.ask(id, Request::Renew { deadline, thaw }, "renew", CONTROL_TIMEOUT).await?;
-        self.shared.set_deadline(id, deadline);
+        self.shared.set_deadline(id, |held| held.max(deadline));
+        Ok(())
+    }
+
+    async fn shorten(&self, id: MachineId, deadline: Duration) -> Result<(), RuntimeError> {
+        self.ask(id, Request::Shorten { deadline }, "shorten", CONTROL_TIMEOUT).await?;
+        self.shared.set_deadline(id, |held| held.min(deadline));
         Ok(())
     }
 

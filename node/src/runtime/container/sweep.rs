@@ -11,6 +11,7 @@ use fabric::ids::MachineId;
 use super::entry::Shared;
 use super::io_error;
 use crate::runtime::RuntimeError;
+use crate::runtime::limits::SWEEP_MAX;
 
 /// Directories below `machines/` that are being removed begin so; no machine id does.
 const GONE: &str = ".gone-";
@@ -61,22 +62,24 @@ impl Shared {
     /// See `Runtime::sweep`.
     pub async fn sweep(&self, keep: Duration) -> Result<(), RuntimeError> {
         let mut first = Ok(());
-        let mut note = |result: Result<(), RuntimeError>| {
-            if first.is_ok() {
-                first = result;
-            }
+        let mut note = |what: &str, name: String, result: Result<(), RuntimeError>| match result {
+            Ok(()) => tracing::info!(%name, "removed {what}"),
+            Err(error) if first.is_ok() => first = Err(error),
+            Err(_) => {}
         };
-        for dir in below(&self.machines(), |name| name.starts_with(GONE)) {
-            note(remove_tree(dir).await);
-        }
         let oldest = unix_now().saturating_sub(keep).as_secs();
-        for dir in below(&self.quarantine(), |name| kept_since(name).is_some_and(|since| since < oldest)) {
-            note(remove_tree(dir).await);
+        let gone = below(&self.machines(), |name| name.starts_with(GONE));
+        let old = below(&self.quarantine(), |name| kept_since(name).is_some_and(|since| since < oldest));
+        let gone = gone.into_iter().map(|dir| ("what was left of a destroyed machine", dir));
+        let old = old.into_iter().map(|dir| ("a disk that was kept aside long enough", dir));
+        for (what, dir) in gone.chain(old).take(SWEEP_MAX) {
+            note(what, dir.display().to_string(), remove_tree(dir).await);
         }
         for name in self.host.names(&self.prefix) {
             // Looked up each time: one may have been started meanwhile.
             if !self.up().contains(&name) {
-                note(self.bury_group(&name).await);
+                let buried = self.bury_group(&name).await;
+                note("the control group of no machine, with what ran in it", name, buried);
             }
         }
         first

@@ -5,6 +5,8 @@
 //! log is not worth the machine.
 //!
 //! A line is `<unix ms> <o|e> <text>`.
+//!
+//! It outlives its supervisor, so it also sees to it that the machine does not: see [`run`].
 #![expect(clippy::disallowed_methods, reason = "the supervisor writes the machine's own directory")]
 
 use std::fs::{File, OpenOptions};
@@ -106,9 +108,13 @@ impl Source {
 }
 
 /// Writes until both pipes are closed, which is when supervisor and machine are gone.
-pub fn run(stdout: OwnedFd, stderr: OwnedFd) -> io::Result<()> {
+///
+/// `supervisor` is a pipe of which the supervisor holds the other end. Its end without a word before means that the
+/// supervisor was killed, and `bury` is called: a machine that is frozen does not hear that its parent has died.
+pub fn run([stdout, stderr, supervisor]: [OwnedFd; 3], bury: impl FnOnce()) -> io::Result<()> {
     let mut files = Files::open();
     let mut sources = [Source::new(stdout, 'o'), Source::new(stderr, 'e')];
+    let mut supervised = Some((supervisor, bury));
     let mut second = 0;
     let mut taken = 0;
     loop {
@@ -127,18 +133,22 @@ pub fn run(stdout: OwnedFd, stderr: OwnedFd) -> io::Result<()> {
             poll(&mut [], PollTimeout::try_from(rest).unwrap_or(PollTimeout::MAX))?;
             continue;
         }
-        let ready: Vec<bool> = {
-            let mut fds: Vec<PollFd> = open
-                .iter()
-                .filter_map(|at| sources[*at].pipe.as_ref())
-                .map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN))
-                .collect();
+        let mut ready: Vec<bool> = {
+            let pipes = open.iter().filter_map(|at| sources[*at].pipe.as_ref());
+            let all = pipes.chain(supervised.as_ref().map(|(supervisor, _)| supervisor));
+            let mut fds: Vec<PollFd> = all.map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)).collect();
             match poll(&mut fds, PollTimeout::NONE) {
                 Ok(_) | Err(nix::Error::EINTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
             fds.iter().map(|fd| fd.any().unwrap_or(false)).collect()
         };
+        if supervised.is_some() && ready.pop() == Some(true) {
+            let Some((supervisor, bury)) = supervised.take() else { continue };
+            if nix::unistd::read(&supervisor, &mut [0]) == Ok(0) {
+                bury();
+            }
+        }
         for (at, ready) in open.into_iter().zip(ready) {
             if ready {
                 taken += sources[at].read(&mut files);

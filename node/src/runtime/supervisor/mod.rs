@@ -12,6 +12,7 @@ mod init;
 pub mod inside;
 mod logger;
 mod machine;
+mod probe;
 mod run;
 
 use std::io;
@@ -24,6 +25,9 @@ pub const ARGV0: &str = "smartnode-supervisor";
 /// What argv[0] is when this binary is to execute a program inside a machine.
 pub const ARGV0_EXEC: &str = "smartnode-exec";
 
+/// What argv[0] is when this binary is to try a directory; the only argument.
+pub const ARGV0_PROBE: &str = "smartnode-probe";
+
 /// Runs a hidden role of the binary if argv[0] asks for one: `main` calls this before anything else.
 ///
 /// Gives the exit code, or none when this is an ordinary run.
@@ -31,6 +35,7 @@ pub fn dispatch(args: &[std::ffi::OsString]) -> Option<i32> {
     match args.first()?.to_str()? {
         ARGV0 => Some(supervisor_main(Path::new(args.get(1)?))),
         ARGV0_EXEC => Some(inside::main(&args[1..])),
+        ARGV0_PROBE => Some(probe::main(Path::new(args.get(1)?))),
         _ => None,
     }
 }

@@ -8,6 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use fabric::human;
 use fabric::model::MachineState;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
@@ -31,6 +32,8 @@ use crate::runtime::{rootfs, sys};
 
 /// Grace when the supervisor itself is asked to end: the host shuts down.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
+/// How long a supervisor waits for the lock of its machine's directory.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
 fn boottime() -> Duration {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).expect("Linux has CLOCK_BOOTTIME");
@@ -73,6 +76,8 @@ struct Supervisor {
     launch: LaunchRecord,
     group: Box<dyn Group>,
     output: Output,
+    /// What the log writer waits at: it is told when the machine has ended as it should.
+    farewell: OwnedFd,
     mounted: bool,
     own_network: File,
     signals: SignalFd,
@@ -98,8 +103,7 @@ impl Supervisor {
         nix::unistd::chdir(dir)?;
         let _ = nix::sys::prctl::set_name(c"smartnode-sup");
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(PID)?;
-        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
-            .map_err(|_| io::Error::other("another supervisor has this machine"))?;
+        let lock = lock(file)?;
         let launch: LaunchRecord = fabric::wire::decode(&fs::read(LAUNCH)?).map_err(io::Error::other)?;
         if launch.spec.exclusive && launch.lease_deadline_ns.is_none() {
             return Err(io::Error::other("an exclusive machine needs a lease"));
@@ -111,7 +115,7 @@ impl Supervisor {
             mask.add(signal);
         }
         mask.thread_block()?;
-        let output = start_logger()?;
+        let (output, farewell) = start_logger(&*group)?;
         rootfs::own_mounts()?;
         group.create(&launch.spec.resources)?;
         let listener = Listener::bind()?;
@@ -124,6 +128,7 @@ impl Supervisor {
         let supervisor = Supervisor {
             group,
             output,
+            farewell,
             mounted: false,
             own_network: File::open("/proc/self/ns/net")?,
             signals: SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?,
@@ -337,6 +342,9 @@ impl Supervisor {
         match policy::after(self.launch.spec.restart, code, uptime, self.wait) {
             Next::Restart { wait, next_wait } => {
                 self.status.state = MachineState::Restarting;
+                let why = self.status.reason.take().unwrap_or_else(|| format!("its program ended with {code}"));
+                let (attempt, wait_words) = (self.status.restarts.saturating_add(1), human::duration(wait));
+                self.status.reason = Some(format!("{why}; attempt {attempt} after {wait_words}"));
                 self.wait = next_wait;
                 self.restart_at = now + wait;
             }
@@ -442,6 +450,12 @@ impl Supervisor {
                 let answer = self.renew(deadline, thaw);
                 self.connections[at].say(&answer);
             }
+            Request::Shorten { deadline } => {
+                // The loop looks at the deadline next, and freezes if its time has come.
+                let held = self.status.deadline;
+                self.status.deadline = held.map(|held| held.min(deadline));
+                self.connections[at].say(if held.is_some() { "ok" } else { "err it is not exclusive" });
+            }
             Request::Socket { v6 } => self.give_socket(at, v6),
         }
     }
@@ -511,6 +525,7 @@ impl Supervisor {
             let _ = poll(&mut [], PollTimeout::from(2u8));
             while reap().is_some() {}
         }
+        let _ = nix::unistd::write(&self.farewell, &[1]);
         self.status.frozen = Frozen::default();
         let last = self.status.to_string();
         let temporary = format!("{ENDED}.tmp");
@@ -528,15 +543,47 @@ impl Supervisor {
     }
 }
 
-/// Forks the log writer and gives the ends that the machine writes to.
-fn start_logger() -> io::Result<Output> {
+/// Locks the machine's directory for this process. Who buries a former supervisor's remains has it for some
+/// milliseconds.
+fn lock(file: File) -> io::Result<Flock<File>> {
+    let give_up = boottime() + LOCK_PATIENCE;
+    let mut file = file;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((back, Errno::EAGAIN)) if boottime() < give_up => file = back,
+            Err(_) => return Err(io::Error::other("another supervisor has this machine")),
+        }
+        let _ = poll(&mut [], PollTimeout::from(5u8));
+    }
+}
+
+/// Forks the log writer; gives the ends that the machine writes to, and the one at which the writer waits for the end of
+/// this process.
+fn start_logger(group: &dyn Group) -> io::Result<(Output, OwnedFd)> {
     let (out_read, stdout) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
     let (err_read, stderr) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    let (end_read, farewell) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
     if sys::fork()?.is_none() {
         let _ = nix::sys::prctl::set_name(c"smartnode-log");
-        let ends: io::Result<[OwnedFd; 2]> = sys::keep_only([&out_read, &err_read]);
-        let result = ends.and_then(|[stdout, stderr]| logger::run(stdout, stderr));
+        let ends: io::Result<[OwnedFd; 3]> = sys::keep_only([&out_read, &err_read, &end_read]);
+        let result = ends.and_then(|ends| logger::run(ends, || bury(group)));
         sys::exit_now(i32::from(result.is_err()));
     }
-    Ok(Output { stdout, stderr })
+    Ok((Output { stdout, stderr }, farewell))
+}
+
+/// Ends what a killed supervisor left. Most of it has died of the parent-death signal; a frozen process dies when it is
+/// thawed, and only after every one has its SIGKILL. Not when a successor has the machine already.
+fn bury(group: &dyn Group) {
+    let Ok(file) = OpenOptions::new().write(true).open(PID) else { return };
+    let Ok(_alone) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else { return };
+    let give_up = boottime() + KILL_TIMEOUT;
+    while let Err(error) = group.remove() {
+        group.kill();
+        if boottime() > give_up {
+            return super::report(&error);
+        }
+        let _ = poll(&mut [], PollTimeout::from(2u8));
+    }
 }
