@@ -5,9 +5,12 @@
 
 pub mod api;
 pub mod caretaker;
+pub mod cleanup;
 pub mod cli;
 pub mod config;
 pub mod demo;
+#[cfg(test)]
+mod fixtures;
 pub mod host;
 pub mod images;
 pub mod lab;

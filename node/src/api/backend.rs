@@ -190,6 +190,8 @@ pub struct StatusView {
     pub nodes: [u32; 3],
     /// Machines in the ledger, and those without an owner.
     pub machines: [u32; 2],
+    /// Why no machine can run on this node, with what to do about it.
+    pub no_machines: Option<String>,
     /// Feature level of the cluster.
     pub feature_level: u32,
     /// When this daemon started, Unix milliseconds.

@@ -10,7 +10,7 @@ use fabric::model::{MachineRecord, RaftRole};
 use raft_store::command::{Command, PlaceItem};
 use raft_store::state::State;
 
-use super::{Owner, sweep};
+use super::{Owner, is_absent, sweep};
 use crate::node::context::Context;
 use crate::schedule;
 
@@ -88,15 +88,17 @@ fn caretakers(context: &Context) -> BTreeSet<NodeId> {
 fn owners(context: &Context) -> BTreeMap<NodeId, Owner> {
     let members = context.membership.members();
     let members = members.borrow();
+    let now_ms = context.now_ms();
     let judge = |state: &State, node: NodeId| {
+        let absent = state.nodes.get(&node).is_some_and(|record| is_absent(record, now_ms));
         if node == context.me {
             return Owner::Alive;
         }
         match members.get(&node).map(|member| member.state) {
             Some(fabric::membership::State::Alive) => Owner::Alive,
-            Some(fabric::membership::State::Down) if !state.is_absent(node) => Owner::Dead,
+            Some(fabric::membership::State::Down) if !absent => Owner::Dead,
             // Never seen since this daemon started: dead only once it has had the time to show itself.
-            None if !state.is_absent(node) && context.has_settled() => Owner::Dead,
+            None if !absent && context.has_settled() => Owner::Dead,
             _ => Owner::Excused,
         }
     };

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use fabric::ids::{MachineId, NodeId};
 use fabric::limits::{PLACE_BATCH_MAX, TAKEOVERS_IN_FLIGHT_MAX};
-use fabric::model::{Desired, MachineRecord};
+use fabric::model::{Desired, MachineRecord, NodeRecord};
 
 pub mod driver;
 
@@ -34,6 +34,12 @@ pub struct Sweep {
     pub take: Vec<(MachineId, NodeId, u64)>,
     /// Deleted machines that no node holds: the record may go.
     pub forget: Vec<(MachineId, u64)>,
+}
+
+/// Whether a node is away by plan at `now_ms`, by this node's wall clock. The cluster's own time is that of its last
+/// entry: without an entry it stands still, and an absence would never be over. What is proposed by this is judged again.
+pub fn is_absent(node: &NodeRecord, now_ms: u64) -> bool {
+    node.absent_until_ms.is_some_and(|until| until > now_ms)
 }
 
 /// The caretaker of a machine: the live voter or standby with the highest rendezvous hash.

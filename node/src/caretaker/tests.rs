@@ -1,47 +1,11 @@
-use fabric::ids::Digest;
-use fabric::model::{Labels, MachineSpec, Placement, Resources, Restart};
-
 use super::*;
+use crate::fixtures;
 
 const ME: NodeId = NodeId([1; 32]);
 const OWNER: NodeId = NodeId([2; 32]);
 
 fn machine(number: u8, owner: Option<NodeId>) -> MachineRecord {
-    let placement = owner.map(|node| Placement {
-        node,
-        epoch: 4,
-        since_ms: 0,
-        confirmed: true,
-        fresh: false,
-        previous: None,
-        moving: None,
-    });
-    MachineRecord {
-        id: MachineId([number; 16]),
-        tenant: "default".parse().unwrap(),
-        name: format!("m{number}").parse().unwrap(),
-        spec: MachineSpec {
-            image: "shell".parse().unwrap(),
-            command: vec![],
-            env: vec![],
-            resources: Resources::default(),
-            publish: vec![],
-            labels: Labels::new(),
-            exclusive: false,
-            restart: Restart::Always,
-            pinned: None,
-        },
-        image: Digest([0; 32]),
-        desired: Desired::Running,
-        restarts: 0,
-        epoch: 4,
-        placement,
-        failures: 0,
-        not_before_ms: 0,
-        waiting: None,
-        created_ms: 0,
-        revision: 1,
-    }
+    fixtures::machine(number, owner.map(|node| fixtures::placed(node, 4)))
 }
 
 fn swept(machines: &[MachineRecord], owner: Owner) -> Sweep {

@@ -57,6 +57,7 @@ fn status_text(status: &Status) -> String {
     rows.push(("nodes", format!("{} alive, {} suspect, {} down", nodes.alive, nodes.suspect, nodes.down)));
     let machines = &status.machines;
     rows.push(("machines", format!("{}, {} of them without a place", machines.total, machines.waiting)));
+    rows.extend(status.no_machines.as_ref().map(|why| ("no machines", format!("can run on this node: {why}"))));
     rows.push(("ledger", format!("{} entries, epoch {}", status.applied, status.epoch)));
     let up = Duration::from_millis(output::now_ms().saturating_sub(status.started_ms));
     rows.push(("daemon", format!("version {}, up {}", status.version, human::duration(up))));

@@ -25,10 +25,14 @@ use tokio::sync::Semaphore;
 use super::limits::*;
 use super::manifest::{ImageAskV1, ImageManifest, ImageWantV1, ManifestError};
 use super::store::{Session, Store, StoreError};
+use crate::node::failures::words;
 use crate::transfer::frames::{
     self, StreamError, blocking, read_block, read_frame, read_record, write_block, write_record,
 };
 use crate::transfer::limits::IDLE_MAX;
+
+/// Refusal of a node that serves as many images as it may.
+const BUSY: &str = "busy";
 
 /// A stream's two halves.
 pub struct Pipe {
@@ -83,18 +87,13 @@ pub enum FetchError {
     /// Nobody is known to have it.
     #[error("no node is known to hold image {0}")]
     Nowhere(Digest),
-    /// All who should have it failed; the last reason is the cause.
-    #[error("image {digest} could not be fetched from {tried} nodes, last from {peer:?}")]
+    /// All who should have it failed, each for its reason: the last one that it had.
+    #[error("image {digest} could not be fetched: {}", reasons(.failures))]
     Failed {
         /// The image.
         digest: Digest,
-        /// How many were tried.
-        tried: usize,
-        /// The last one.
-        peer: NodeId,
-        /// What it did.
-        #[source]
-        source: PeerError,
+        /// Who was tried, and why that failed.
+        failures: BTreeMap<NodeId, PeerError>,
     },
     /// This node's own store failed.
     #[error("image {digest} cannot be stored")]
@@ -105,6 +104,11 @@ pub enum FetchError {
         #[source]
         source: StoreError,
     },
+}
+
+fn reasons(failures: &BTreeMap<NodeId, PeerError>) -> String {
+    let one = |(peer, error): (&NodeId, &PeerError)| format!("from {}: {}", peer.short(), words(error));
+    failures.iter().map(one).collect::<Vec<_>>().join("; ")
 }
 
 /// How far a fetch is.
@@ -170,18 +174,31 @@ impl Fetcher {
             Err(error) => return Err(store_error(error)),
         }
         let _slot = self.slots.acquire().await.expect("the semaphore is never closed");
-        let mut last = None;
-        for (tried, peer) in peers.iter().take(PEERS_TRIED_MAX).enumerate() {
-            match self.fetch_from(digest, *peer, report).await {
-                Ok(manifest) => return Ok(manifest),
-                Err(PeerError::Store(source)) => return Err(store_error(source)),
-                Err(source) => {
-                    tracing::debug!(?digest, ?peer, %source, "a peer did not give the image");
-                    last = Some(FetchError::Failed { digest, tried: tried + 1, peer: *peer, source });
+        let mut failures = BTreeMap::new();
+        for pause in ROUNDS {
+            tokio::time::sleep(pause).await;
+            // Whoever says that it has no such image will not have it in a moment either; a stream that broke, or a
+            // connection that a restarted peer has forgotten, is worth another try.
+            let again = |peer: &&NodeId| !matches!(failures.get(*peer), Some(error) if is_final(error));
+            let peers: Vec<NodeId> = peers.iter().take(PEERS_TRIED_MAX).filter(again).copied().collect();
+            if peers.is_empty() {
+                break;
+            }
+            for peer in peers {
+                match self.fetch_from(digest, peer, report).await {
+                    Ok(manifest) => return Ok(manifest),
+                    Err(PeerError::Store(source)) => return Err(store_error(source)),
+                    Err(error) => {
+                        tracing::debug!(?digest, ?peer, %error, "a peer did not give the image");
+                        failures.insert(peer, error);
+                    }
                 }
             }
         }
-        Err(last.unwrap_or(FetchError::Nowhere(digest)))
+        match failures.is_empty() {
+            true => Err(FetchError::Nowhere(digest)),
+            false => Err(FetchError::Failed { digest, failures }),
+        }
     }
 
     async fn fetch_from(
@@ -239,6 +256,15 @@ impl Fetcher {
     }
 }
 
+/// The peer has spoken, and would say the same again.
+fn is_final(error: &PeerError) -> bool {
+    match error {
+        PeerError::Stream(StreamError::Refused(refusal)) => refusal.code != BUSY,
+        PeerError::Stream(_) => false,
+        PeerError::OtherImage | PeerError::Manifest(_) | PeerError::Chunk(_) | PeerError::Store(_) => true,
+    }
+}
+
 async fn put(mut session: Session, content: Vec<u8>) -> Result<Session, PeerError> {
     let (session, done) = blocking(move || {
         let done = session.put(&content);
@@ -278,7 +304,7 @@ impl Server {
     ) -> Result<(), PeerError> {
         let ask: ImageAskV1 = read_record(reader, IDLE_MAX).await?;
         let Ok(_slot) = self.slots.try_acquire() else {
-            return refuse(writer, Refusal::new("busy", "this node serves many images now")).await;
+            return refuse(writer, Refusal::new(BUSY, "this node serves many images now")).await;
         };
         let store = self.store.clone();
         let manifest = match blocking(move || store.manifest(&ask.digest)).await? {

@@ -30,5 +30,7 @@ pub const FETCHES_MAX: usize = 4;
 pub const SERVED_MAX: usize = 16;
 /// Peers tried for one image.
 pub const PEERS_TRIED_MAX: usize = 8;
+/// Pauses before the rounds in which peers are tried.
+pub const ROUNDS: [Duration; 3] = [Duration::ZERO, Duration::from_millis(300), Duration::from_millis(1500)];
 /// A connection to a peer that has the image stands within this time.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(5);

@@ -18,4 +18,4 @@ mod tests;
 pub use fetch::{Dial, FetchError, FetchProgress, Fetcher, Pipe, Server};
 pub use manifest::{ImageManifest, ManifestError};
 pub use pack::{Pack, PackError, Packed, from_host};
-pub use store::{Hold, Session, Store, StoreError};
+pub use store::{Session, Store, StoreError};

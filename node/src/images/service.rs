@@ -1,9 +1,9 @@
 //! Images as the node uses them: have it here, pack a new one, give it to peers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -12,13 +12,18 @@ use fabric::rpc::Kind;
 use fabric::transport::{Class, Stream, Transport};
 
 use super::fetch::{Dial, Fetcher, Pipe, Server};
-use super::{Hold, ImageManifest, Pack, Packed, Store, StoreError, from_host};
+use super::{ImageManifest, Pack, Packed, Store, StoreError, from_host};
 use crate::api::failure::Failure;
+use crate::cleanup::Unneeded;
 use crate::node::failures::words;
 use crate::transfer::frames::blocking;
 
 /// How long a peer may take to open a stream.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an image must have been of no use to anybody before it is removed: longer than making a machine of it takes.
+const GRACE: Duration = Duration::from_secs(30);
+/// Images that one call removes.
+const REMOVED_MAX: usize = 8;
 
 /// An image that is here, unpacked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,7 +41,8 @@ pub struct Ready {
 /// The images of one node.
 #[async_trait]
 pub trait Images: Send + Sync + Debug {
-    /// Makes the image be here, from one of `holders` if need be. It stays while this node runs.
+    /// Makes the image be here, from one of `holders` if need be, verified. It stays for [`Images::collect`]'s grace, and
+    /// then for as long as that is told that it is needed.
     ///
     /// # Errors
     /// When nobody gives it or the disk refuses.
@@ -48,6 +54,11 @@ pub trait Images: Send + Sync + Debug {
     async fn pack(&self, paths: Vec<String>) -> Result<Packed, Failure>;
     /// Digests of what is here whole.
     fn held(&self) -> Vec<Digest>;
+    /// Removes images that have not been `needed` for a while, by the clock that says `now`; a bounded number of them.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    async fn collect(&self, needed: BTreeSet<Digest>, now: Duration) -> Result<(), Failure>;
     /// Serves a peer's stream.
     async fn serve(&self, stream: Stream);
 }
@@ -58,8 +69,25 @@ pub struct ImageStore {
     store: Store,
     fetcher: Fetcher,
     server: Server,
-    /// What machines of this node use: an image in use is not deleted under them.
-    holds: Mutex<BTreeMap<Digest, Hold>>,
+    known: Arc<Mutex<Known>>,
+}
+
+/// What this daemon remembers of images.
+#[derive(Debug, Default)]
+struct Known {
+    /// Found whole and unpacked once: a machine's start looks no further.
+    ready: BTreeMap<Digest, Ready>,
+    unneeded: Unneeded,
+    /// What an interrupted fetch or removal of a former daemon left has been collected.
+    collected: bool,
+}
+
+impl Known {
+    /// Notes that it is wanted, and gives it if it is known to be ready.
+    fn want(&mut self, digest: &Digest) -> Option<Ready> {
+        self.unneeded.wanted(digest);
+        self.ready.get(digest).cloned()
+    }
 }
 
 #[derive(Debug)]
@@ -86,17 +114,52 @@ impl ImageStore {
         let store = Store::open(root)?;
         let dial = Arc::new(Peers { transport: transport.clone(), kind });
         let (fetcher, server) = (Fetcher::new(store.clone(), dial), Server::new(store.clone()));
-        Ok(ImageStore { store, fetcher, server, holds: Mutex::default() })
+        Ok(ImageStore { store, fetcher, server, known: Arc::default() })
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        lock(&self.known)
     }
 
     async fn unpacked(&self, digest: Digest, manifest: ImageManifest) -> Result<Ready, Failure> {
         let store = self.store.clone();
-        let done = blocking(move || Ok::<_, StoreError>((store.hold(digest)?, store.rootfs(&digest)?))).await;
-        let (hold, rootfs) =
-            done.map_err(|error| Failure::internal(error.to_string()))?.map_err(|error| failure(&error))?;
-        self.holds.lock().expect("no holder of this lock panics").insert(digest, hold);
-        Ok(Ready { rootfs, command: manifest.command, env: manifest.env, workdir: manifest.workdir })
+        let done = blocking(move || store.rootfs(&digest)).await;
+        let rootfs = done.map_err(|error| Failure::internal(error.to_string()))?.map_err(|error| failure(&error))?;
+        let ready = Ready { rootfs, command: manifest.command, env: manifest.env, workdir: manifest.workdir };
+        self.known().ready.insert(digest, ready.clone());
+        Ok(ready)
     }
+}
+
+fn lock(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
+    // A panic under it leaves whole entries, so its poison is no news.
+    known.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Forgets what has not been needed for the grace, then removes bytes that no image names.
+fn collect(store: &Store, known: &Mutex<Known>, needed: &BTreeSet<Digest>, now: Duration) -> Result<(), StoreError> {
+    let held = store.held()?;
+    let (over, collected) = {
+        let mut known = lock(known);
+        (known.unneeded.look(now, GRACE, &held, needed), std::mem::replace(&mut known.collected, true))
+    };
+    if over.is_empty() && collected {
+        return Ok(());
+    }
+    for digest in over.into_iter().take(REMOVED_MAX) {
+        // In one step: whoever wants it comes before, and it stays, or after, and fetches it anew.
+        let mut known = lock(known);
+        if known.unneeded.is_unwanted(&digest) {
+            known.ready.remove(&digest);
+            store.forget(&digest)?;
+            tracing::info!(image = %digest, "removed: nothing needs it");
+        }
+    }
+    let bytes = store.collect()?;
+    if bytes > 0 {
+        tracing::info!(bytes, "removed what no image names");
+    }
+    Ok(())
 }
 
 fn failure(error: &dyn std::error::Error) -> Failure {
@@ -106,6 +169,9 @@ fn failure(error: &dyn std::error::Error) -> Failure {
 #[async_trait]
 impl Images for ImageStore {
     async fn ensure(&self, digest: Digest, holders: Vec<NodeId>) -> Result<Ready, Failure> {
+        if let Some(ready) = self.known().want(&digest) {
+            return Ok(ready);
+        }
         let manifest = self.fetcher.fetch(digest, &holders, &|_| {}).await;
         let manifest =
             manifest.map_err(|error| failure(&error).hint("is a node that has the image up? smartnode node list"))?;
@@ -116,11 +182,23 @@ impl Images for ImageStore {
         let store = self.store.clone();
         let pack = Pack { paths: paths.into_iter().map(PathBuf::from).collect(), ..Pack::default() };
         let packed = blocking(move || from_host(&store, &pack)).await;
-        packed.map_err(|error| Failure::internal(error.to_string()))?.map_err(|error| failure(&error))
+        let packed = packed.map_err(|error| Failure::internal(error.to_string()))?.map_err(|error| failure(&error))?;
+        self.known().want(&packed.digest);
+        if !self.store.has(&packed.digest) {
+            // The same bytes were an image before, which was removed just now.
+            return Err(Failure::internal("the image was removed while it was packed").hint("run the command again"));
+        }
+        Ok(packed)
     }
 
     fn held(&self) -> Vec<Digest> {
         self.store.held().map(|held| held.into_iter().collect()).unwrap_or_default()
+    }
+
+    async fn collect(&self, needed: BTreeSet<Digest>, now: Duration) -> Result<(), Failure> {
+        let (store, known) = (self.store.clone(), self.known.clone());
+        let collected = blocking(move || collect(&store, &known, &needed, now)).await;
+        collected.map_err(|error| Failure::internal(error.to_string()))?.map_err(|error| failure(&error))
     }
 
     async fn serve(&self, mut stream: Stream) {
@@ -155,6 +233,9 @@ impl Images for NoImages {
     }
     fn held(&self) -> Vec<Digest> {
         Vec::new()
+    }
+    async fn collect(&self, _: BTreeSet<Digest>, _: Duration) -> Result<(), Failure> {
+        Ok(())
     }
     async fn serve(&self, mut stream: Stream) {
         let _ = stream.writer.finish().await;

@@ -46,14 +46,6 @@ pub enum StoreError {
     /// The manifest's record cannot be read.
     #[error("the image's manifest cannot be read")]
     Wire(#[from] WireError),
-    /// A machine of this node uses it.
-    #[error("image {digest} is in use by {machines} machines of this node")]
-    InUse {
-        /// The image.
-        digest: Digest,
-        /// How many hold it.
-        machines: usize,
-    },
 }
 
 pub(super) fn failed(path: &Path) -> impl FnOnce(io::Error) -> StoreError + '_ {
@@ -63,8 +55,6 @@ pub(super) fn failed(path: &Path) -> impl FnOnce(io::Error) -> StoreError + '_ {
 /// What is in use and must not be removed.
 #[derive(Debug, Default)]
 struct Books {
-    /// Images that machines use.
-    held: BTreeMap<Digest, usize>,
     /// Chunks of images that are being packed or fetched.
     pinned: BTreeMap<Digest, usize>,
     /// While chunks are collected: every chunk that was pinned at any time since that began.
@@ -85,19 +75,6 @@ struct Inner {
 #[derive(Debug, Clone)]
 pub struct Store {
     inner: Arc<Inner>,
-}
-
-/// Keeps an image on this node for as long as it lives.
-#[derive(Debug)]
-pub struct Hold {
-    store: Store,
-    digest: Digest,
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        release(&mut self.store.books().held, &self.digest);
-    }
 }
 
 fn release(counts: &mut BTreeMap<Digest, usize>, digest: &Digest) {
@@ -130,11 +107,8 @@ impl Store {
         for name in ["chunks", "manifests", "rootfs", "tmp"] {
             make_dir(&root.join(name))?;
         }
-        let held = store.held()?;
         for unpacked in names_in(&root.join("rootfs"))? {
-            if !held.contains(&unpacked) {
-                store.discard_rootfs(&unpacked)?;
-            }
+            store.discard_rootfs(&unpacked)?;
         }
         Ok(store)
     }
@@ -231,48 +205,31 @@ impl Store {
         }
     }
 
-    /// Keeps the image from being deleted; a machine holds its image from before it starts until it is destroyed.
-    ///
-    /// # Errors
-    /// [`StoreError::Missing`].
-    pub fn hold(&self, digest: Digest) -> Result<Hold, StoreError> {
-        let mut books = self.books();
-        if !self.has(&digest) {
-            return Err(StoreError::Missing(digest));
-        }
-        *books.held.entry(digest).or_default() += 1;
-        drop(books);
-        Ok(Hold { store: self.clone(), digest })
-    }
-
     /// Begins to add an image.
     pub fn session(&self) -> Session {
         Session { store: self.clone(), pinned: BTreeSet::new(), fresh: BTreeMap::new(), fresh_bytes: 0 }
     }
 
-    /// Removes an image and the chunks that no other one needs. Absence is fine. Returns the bytes of removed chunks.
+    /// Takes an image's name away: from now on this node does not hold it. Absence is fine. Its bytes go by
+    /// [`Store::collect`]. Whoever uses it must have been asked before.
     ///
     /// # Errors
-    /// [`StoreError::InUse`], or when the disk refuses.
-    pub fn delete(&self, digest: &Digest) -> Result<u64, StoreError> {
+    /// When the disk refuses.
+    pub fn forget(&self, digest: &Digest) -> Result<(), StoreError> {
         let path = self.manifest_path(digest);
-        {
-            let books = self.books();
-            if let Some(machines) = books.held.get(digest) {
-                return Err(StoreError::InUse { digest: *digest, machines: *machines });
-            }
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(&path)(error)),
-                _ => {}
-            }
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(&path)(error)),
+            _ => {}
         }
-        sync_path(&self.inner.root.join("manifests"))?;
-        self.discard_rootfs(digest)?;
-        self.collect()
+        sync_path(&self.inner.root.join("manifests"))
     }
 
+    /// Removes what a forgotten image was unpacked to, unless the image is here again.
     fn discard_rootfs(&self, digest: &Digest) -> Result<(), StoreError> {
         let _one = self.unpacking();
+        if self.has(digest) {
+            return Ok(());
+        }
         let (path, away) = (self.rootfs_path(digest), self.temporary());
         match fs::rename(&path, &away) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -281,8 +238,21 @@ impl Store {
         fs::remove_dir_all(&away).map_err(failed(&away))
     }
 
+    /// Removes the bytes that no image which is held needs: unpacked ones, and chunks that nobody is adding. Returns the
+    /// bytes of removed chunks.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn collect(&self) -> Result<u64, StoreError> {
+        let held = self.held()?;
+        for unpacked in names_in(&self.inner.root.join("rootfs"))?.difference(&held) {
+            self.discard_rootfs(unpacked)?;
+        }
+        self.collect_chunks()
+    }
+
     /// Removes chunks that no image names and nobody is adding.
-    fn collect(&self) -> Result<u64, StoreError> {
+    fn collect_chunks(&self) -> Result<u64, StoreError> {
         let _one = self.inner.collecting.lock().unwrap_or_else(PoisonError::into_inner);
         {
             let mut books = self.books();

@@ -109,22 +109,23 @@ fn deleting_keeps_what_others_need_and_what_is_in_use() {
     let one = from_root(&store, host.path(), &pack(&["/srv/app"])).unwrap();
     let two = from_root(&store, host.path(), &pack(&["/usr/bin/dash"])).unwrap();
     store.rootfs(&one.digest).unwrap();
-    let hold = store.hold(one.digest).unwrap();
-    assert!(matches!(store.delete(&one.digest), Err(StoreError::InUse { machines: 1, .. })));
-    drop(hold);
     // A session that found a chunk keeps it, too.
     let data = one.manifest.chunks().into_iter().find(|(_, length)| *length == 5).unwrap();
     let mut session = store.session();
     assert!(session.has(&data.0, data.1));
-    assert!(store.delete(&one.digest).unwrap() >= CHUNK_BYTES as u64);
+    assert_eq!(store.collect().unwrap(), 0, "both are held");
+    store.forget(&one.digest).unwrap();
+    assert!(store.collect().unwrap() >= CHUNK_BYTES as u64);
     assert!(store.chunk(&data.0).is_ok());
     drop(session);
     assert!(!store.rootfs_path(&one.digest).exists());
     assert_eq!(store.held().unwrap(), [two.digest].into());
     two.manifest.chunks().keys().for_each(|chunk| drop(store.chunk(chunk).unwrap()));
-    assert!(store.delete(&two.digest).unwrap() > 0);
-    assert_eq!(store.delete(&two.digest).unwrap(), 0);
-    assert!(store.hold(two.digest).is_err());
+    store.forget(&two.digest).unwrap();
+    assert!(store.collect().unwrap() > 0);
+    store.forget(&two.digest).unwrap();
+    assert_eq!(store.collect().unwrap(), 0);
+    assert!(!store.has(&two.digest));
 }
 
 #[test]
@@ -203,19 +204,25 @@ async fn an_image_comes_from_the_first_peer_that_can_give_it() {
     });
     let fetcher = Fetcher::new(mine.clone(), peers.clone());
     let error = fetcher.fetch(packed.digest, &[gone, without], &|_| ()).await.unwrap_err();
-    assert!(matches!(error, FetchError::Failed { tried: 2, .. }), "{error}");
+    let words = error.to_string();
+    assert!(words.contains("connection refused") && words.contains("not on this node"), "both reasons: {words}");
+    assert_eq!(
+        peers.dialled.swap(0, Ordering::Relaxed),
+        4,
+        "who does not answer is asked three times, who refuses once"
+    );
     assert!(matches!(fetcher.fetch(packed.digest, &[], &|_| ()).await, Err(FetchError::Nowhere(_))));
 
-    // The stream breaks in the middle; the second attempt needs only the rest. Two callers share one fetch.
+    // The stream breaks in the middle; the second try of the same peer needs only the rest. Two callers share one fetch.
     *peers.cut_after.lock().unwrap() = Some(4 << 20);
     let seen = Mutex::new(Vec::new());
-    let order = [with, with];
+    let order = [with];
     let report = |progress: FetchProgress| seen.lock().unwrap().push(progress);
     let (one, two) =
         tokio::join!(fetcher.fetch(packed.digest, &order, &report), fetcher.fetch(packed.digest, &order, &report));
     assert_eq!(one.unwrap(), packed.manifest);
     assert_eq!(two.unwrap(), packed.manifest);
-    assert_eq!(peers.dialled.load(Ordering::Relaxed), 4);
+    assert_eq!(peers.dialled.load(Ordering::Relaxed), 2);
     let seen = seen.into_inner().unwrap();
     assert!(seen.windows(2).all(|pair| pair[0].bytes_done < pair[1].bytes_done), "nothing was fetched twice");
     assert_eq!(seen.last().unwrap().bytes_done, seen.last().unwrap().bytes_total);

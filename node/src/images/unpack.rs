@@ -22,9 +22,7 @@ impl Store {
     /// When the image is missing or damaged, or the disk refuses.
     pub fn rootfs(&self, digest: &Digest) -> Result<PathBuf, StoreError> {
         let path = self.rootfs_path(digest);
-        if path.exists() {
-            return Ok(path);
-        }
+        // Always under the lock: it may be being removed, after its image was forgotten and came back.
         let _one = self.unpacking();
         if path.exists() {
             return Ok(path);

@@ -271,7 +271,7 @@ fn settled(context: &Context, marker: MarkerV1, held: HeldGuard) {
         // The verdict may be open: the marker stays for the next start.
         return;
     }
-    if let Err(error) = marker::remove(&*context.seams.disk, marker::OUT, marker.machine) {
+    if let Err(error) = marker::remove(&*context.seams.disk, marker::OUT, marker) {
         tracing::warn!(%error, "a move's note stays and is looked at again at the next start");
     }
     drop(held);

@@ -9,6 +9,7 @@ use fabric::model::MachineRecord;
 use fabric::rpc::Refusal;
 use fabric::transport::StreamRequest;
 
+use super::Disk;
 use super::marker::{self, MarkerV1};
 use crate::api::failure::Failure;
 use crate::node::admission::{Late, started};
@@ -92,7 +93,6 @@ pub async fn adopt(context: &Context, record: &MachineRecord, launch: &Launch) -
     if local.as_ref().is_some_and(|local| local.epoch == placement.epoch && local.is_up()) {
         return Ok(());
     }
-    let here = local.as_ref().is_some_and(|local| local.epoch == placement.epoch);
     let root = staging(context);
     let disk = &*context.seams.disk;
     let notes = marker::load(disk, marker::IN).map_err(unusable)?;
@@ -103,14 +103,14 @@ pub async fn adopt(context: &Context, record: &MachineRecord, launch: &Launch) -
         }
         None => false,
     };
-    let Some(note) = note.filter(|_| ready) else {
-        // Adopted before a crash: the disk is in place and the staging directory gone.
-        let lost = "the disk that was moved here is not here";
-        return if here {
-            forget(context, record.id)
-        } else {
-            Err(Failure::new("damaged", lost).hint("its former node has it"))
-        };
+    let note = match (super::disk(note.as_ref(), ready, local.as_ref().map(|local| local.epoch), placement.epoch), note)
+    {
+        (Disk::Staged, Some(note)) => note,
+        (Disk::InPlace, note) => return note.map_or(Ok(()), |note| forget(context, note)),
+        _ => {
+            let lost = "the disk that was moved here is not here";
+            return Err(Failure::new("damaged", lost).hint("its former node has it"));
+        }
     };
     if local.is_some_and(|local| local.epoch < placement.epoch) {
         context.runtime.quarantine(record.id).await?;
@@ -118,11 +118,11 @@ pub async fn adopt(context: &Context, record: &MachineRecord, launch: &Launch) -
     context.runtime.prepare(launch).await?;
     let upper = context.runtime.writable_layer(record.id);
     transfer::adopt(&root, note.id, &upper).map_err(|error| unusable(std::io::Error::other(error)))?;
-    forget(context, record.id)
+    forget(context, note)
 }
 
-fn forget(context: &Context, machine: MachineId) -> Result<(), Failure> {
-    marker::remove(&*context.seams.disk, marker::IN, machine).map_err(unusable)
+fn forget(context: &Context, note: MarkerV1) -> Result<(), Failure> {
+    marker::remove(&*context.seams.disk, marker::IN, note).map_err(unusable)
 }
 
 fn unusable(error: std::io::Error) -> Failure {

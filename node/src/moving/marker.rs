@@ -4,6 +4,7 @@
 //! which move brings a machine: before it takes the first byte, until the disk is the machine's own.
 
 use std::io;
+use std::sync::{Mutex, PoisonError};
 
 use fabric::ids::{MachineId, MoveId};
 use fabric::records;
@@ -38,6 +39,9 @@ pub struct MarkersV1 {
 
 records!(MarkersV1 = (371, 1));
 
+/// Moves of different machines begin and end at the same time, and each changes the file.
+static CHANGING: Mutex<()> = Mutex::new(());
+
 /// Reads the note. A damaged one is an error: guessing could run a machine twice.
 ///
 /// # Errors
@@ -54,6 +58,7 @@ pub fn load(disk: &dyn Disk, file: &str) -> io::Result<Vec<MarkerV1>> {
 /// # Errors
 /// When the disk fails or too many moves are under way: the SWITCH must not be proposed then.
 pub fn add(disk: &dyn Disk, file: &str, marker: MarkerV1) -> io::Result<()> {
+    let _alone = CHANGING.lock().unwrap_or_else(PoisonError::into_inner);
     let mut markers = load(disk, file)?;
     if markers.len() >= MARKERS_MAX {
         return Err(io::Error::new(io::ErrorKind::QuotaExceeded, format!("{MARKERS_MAX} moves are under way")));
@@ -63,13 +68,18 @@ pub fn add(disk: &dyn Disk, file: &str, marker: MarkerV1) -> io::Result<()> {
     disk.write(file, &wire::encode(&MarkersV1 { markers }))
 }
 
-/// Removes a machine's marker.
+/// Removes a marker; one of another move of the same machine stays.
 ///
 /// # Errors
 /// When the disk fails; the marker is asked about again at the next start then.
-pub fn remove(disk: &dyn Disk, file: &str, machine: MachineId) -> io::Result<()> {
+pub fn remove(disk: &dyn Disk, file: &str, marker: MarkerV1) -> io::Result<()> {
+    let _alone = CHANGING.lock().unwrap_or_else(PoisonError::into_inner);
     let mut markers = load(disk, file)?;
-    markers.retain(|marker| marker.machine != machine);
+    let before = markers.len();
+    markers.retain(|other| *other != marker);
+    if markers.len() == before {
+        return Ok(());
+    }
     disk.write(file, &wire::encode(&MarkersV1 { markers }))
 }
 
@@ -86,7 +96,9 @@ mod tests {
         add(&disk, OUT, marker).unwrap();
         add(&disk, OUT, marker).unwrap();
         assert_eq!(load(&disk, OUT).unwrap(), [marker]);
-        remove(&disk, OUT, marker.machine).unwrap();
+        remove(&disk, OUT, MarkerV1 { id: MoveId([3; 16]), ..marker }).unwrap();
+        assert_eq!(load(&disk, OUT).unwrap(), [marker], "another move's");
+        remove(&disk, OUT, marker).unwrap();
         assert_eq!(load(&disk, OUT).unwrap(), []);
         disk.write(OUT, b"garbage").unwrap();
         assert!(load(&disk, OUT).is_err());

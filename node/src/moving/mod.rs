@@ -40,5 +40,30 @@ pub fn verdict(record: Option<&MachineRecord>, me: NodeId, id: MoveId, epoch: u6
     }
 }
 
+/// Where the disk of a machine is that has come here by a move which is not settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disk {
+    /// Staged: it came from the other end, and is the machine's from now on.
+    Staged,
+    /// In its place: adopted before, or this is the end that it was to leave.
+    InPlace,
+    /// Not here, though it should be.
+    Lost,
+}
+
+/// Finds the disk for a placement at `epoch`. `note` is this node's note of a move that brings the machine, `ready` says
+/// whether that move's layer is prepared, `local` is the epoch of the disk that is in place, if one is.
+///
+/// A move's destination owns the machine at the note's epoch + 1; a disk in place of before then is an old copy.
+pub fn disk(note: Option<&marker::MarkerV1>, ready: bool, local: Option<u64>, epoch: u64) -> Disk {
+    match (note, local) {
+        (Some(note), _) if ready && local.is_none_or(|local| local <= note.epoch + 1) => Disk::Staged,
+        (_, Some(local)) if local == epoch => Disk::InPlace,
+        // It went back: the destination could not start it, or died.
+        (note, Some(local)) if note.is_none_or(|note| note.epoch < local) => Disk::InPlace,
+        _ => Disk::Lost,
+    }
+}
+
 #[cfg(test)]
 mod tests;

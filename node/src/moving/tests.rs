@@ -1,7 +1,7 @@
-use fabric::ids::{Digest, MachineId};
-use fabric::model::{Desired, Labels, MachineSpec, MoveV1, Placement, Resources, Restart};
+use fabric::model::{MoveV1, Placement};
 
 use super::*;
+use crate::fixtures;
 
 const ME: NodeId = NodeId([1; 32]);
 const THERE: NodeId = NodeId([2; 32]);
@@ -9,33 +9,7 @@ const MOVE: MoveId = MoveId([3; 16]);
 
 fn record(node: NodeId, epoch: u64, moving: Option<MoveId>) -> MachineRecord {
     let moving = moving.map(|id| MoveV1 { id, to: THERE, since_ms: 0 });
-    let placement = Placement { node, epoch, since_ms: 0, confirmed: true, fresh: false, previous: None, moving };
-    MachineRecord {
-        id: MachineId([9; 16]),
-        tenant: "default".parse().unwrap(),
-        name: "web".parse().unwrap(),
-        spec: MachineSpec {
-            image: "shell".parse().unwrap(),
-            command: vec![],
-            env: vec![],
-            resources: Resources::default(),
-            publish: vec![],
-            labels: Labels::new(),
-            exclusive: false,
-            restart: Restart::Always,
-            pinned: None,
-        },
-        image: Digest([0; 32]),
-        desired: Desired::Running,
-        restarts: 0,
-        epoch,
-        placement: Some(placement),
-        failures: 0,
-        not_before_ms: 0,
-        waiting: None,
-        created_ms: 0,
-        revision: 1,
-    }
+    fixtures::machine(9, Some(Placement { moving, ..fixtures::placed(node, epoch) }))
 }
 
 #[test]
@@ -51,4 +25,23 @@ fn the_first_of_switch_and_abort_decides() {
 fn a_source_that_lost_its_epoch_never_starts_the_machine() {
     assert_eq!(verdict(Some(&record(ME, 6, None)), ME, MOVE, 4), Verdict::Switched);
     assert_eq!(verdict(None, ME, MOVE, 4), Verdict::Switched);
+}
+
+#[test]
+fn the_disk_is_where_the_move_has_left_it() {
+    let note = marker::MarkerV1 { machine: fabric::ids::MachineId([9; 16]), id: MOVE, epoch: 4 };
+    assert_eq!(disk(Some(&note), true, None, 5), Disk::Staged);
+    assert_eq!(disk(Some(&note), true, Some(2), 5), Disk::Staged, "beside an old copy");
+    assert_eq!(disk(Some(&note), true, Some(5), 5), Disk::Staged, "cut short while it was adopted");
+    assert_eq!(disk(Some(&note), false, Some(5), 5), Disk::InPlace, "cut short after that");
+    assert_eq!(disk(Some(&note), false, Some(2), 5), Disk::Lost, "an old copy is not the machine's disk");
+    assert_eq!(disk(Some(&note), false, None, 5), Disk::Lost);
+    assert_eq!(disk(None, false, None, 5), Disk::Lost);
+    assert_eq!(disk(None, false, Some(4), 6), Disk::InPlace, "back at the source");
+    assert_eq!(
+        disk(Some(&marker::MarkerV1 { epoch: 1, ..note }), true, Some(4), 6),
+        Disk::InPlace,
+        "a note of long ago"
+    );
+    assert_eq!(disk(None, false, Some(5), 7), Disk::InPlace, "and back again");
 }

@@ -17,6 +17,7 @@ use tokio::sync::{broadcast, watch};
 use super::asks::{TOMBSTONES, TombstonesV1};
 use super::context::Context;
 use super::dir::{ClusterFile, PEERS_MAX};
+use super::lease;
 
 /// A node tells its state this often, and at once when its part in Raft changes.
 const TELL: Duration = Duration::from_secs(1);
@@ -200,35 +201,36 @@ async fn renew(context: &Context) {
 
 /// Tells the ledger that this node is back, where it listens and what it offers, once after each start.
 pub async fn announce(context: Arc<Context>) {
+    let mut leased = context.lease.subscribe();
     loop {
+        // A copy of before the restart may lack the absence that this node announced last.
+        let current = context.ledger.linearizable().await.is_ok();
         let record = context.ledger.read(|state| state.nodes.get(&context.me).cloned());
-        if let Some(record) = record {
+        if let Some(record) = record.filter(|_| current) {
             let patch = NodePatch {
                 address: (record.address != context.advertise.to_string()).then(|| context.advertise.to_string()),
                 capacity: (record.capacity != context.offered).then_some(context.offered),
                 ..NodePatch::default()
             };
-            let mut commands = Vec::new();
+            let mut done = true;
             if patch != NodePatch::default() {
-                commands.push(Command::UpdateNode {
-                    node: context.me,
-                    patch: Box::new(patch),
-                    expected_revision: None,
-                });
+                let node = context.me;
+                let update = Command::UpdateNode { node, patch: Box::new(patch), expected_revision: None };
+                done &= context.submit(update).await.is_ok();
             }
             if record.absent_until_ms.is_some() {
-                commands.push(Command::EndAbsence { node: context.me });
-            }
-            let mut done = true;
-            for command in commands {
-                done &= context.submit(command).await.is_ok();
+                done &= lease::back(&context).await;
             }
             if done {
                 return;
             }
         }
-        if !pause(&context, ANNOUNCE_RETRY).await {
-            return;
+        // A lease may be what is missing.
+        tokio::select! {
+            biased;
+            () = context.shutdown.cancelled() => return,
+            changed = leased.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(ANNOUNCE_RETRY) => {}
         }
     }
 }

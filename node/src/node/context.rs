@@ -24,8 +24,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::operations::Operations;
 use crate::api::failure::Failure;
+use crate::caretaker;
 use crate::host::Host;
 use crate::images::service::{Images, Ready};
+use crate::reconcile::backoff::Retries;
 use crate::reconcile::driver::Held;
 use crate::runtime::Runtime;
 use crate::schedule::{Candidate, Inventory};
@@ -77,8 +79,12 @@ pub struct Context {
     pub operations: Arc<Operations>,
     /// The lease of this node.
     pub lease: watch::Sender<Holder>,
+    /// Planned absence of this node.
+    pub absence: tokio::sync::Mutex<super::lease::Absence>,
     /// Asks for a renewal now.
     pub lease_wanted: Notify,
+    /// Machines of this node that lost their supervisor, for `reconcile` and for whoever asks how they are.
+    pub retries: watch::Sender<Retries>,
     /// Machines that a move works on.
     pub held: Held,
     /// When this daemon started, Unix milliseconds.
@@ -190,7 +196,7 @@ impl Context {
     pub fn inventory(&self, machine: &MachineRecord) -> Inventory {
         let (members, gossiped) = (self.membership.members(), self.gossiped());
         let members = members.borrow();
-        let service = machine.spec.labels.get(SERVICE_LABEL);
+        let (service, now_ms) = (machine.spec.labels.get(SERVICE_LABEL), self.now_ms());
         self.ledger.read(|state| {
             let candidate = |record: &fabric::model::NodeRecord| {
                 let alive = record.id == self.me
@@ -208,7 +214,7 @@ impl Context {
                     declared: record.capacity,
                     free: state.free(record.id),
                     alive,
-                    closed: record.cordoned || record.draining || state.is_absent(record.id),
+                    closed: record.cordoned || record.draining || caretaker::is_absent(record, now_ms),
                     has_image: gossip.is_some_and(|said| said.images.contains(&machine.image)),
                     load_millis: gossip.map_or(0, |said| said.load_millis),
                     siblings: state.machines_on(record.id).filter(sibling).count() as u32,

@@ -15,12 +15,11 @@ use fabric::seams::{Seams, real};
 use fabric::token::JoinToken;
 use fabric::transport::join::JoinError;
 use nix::fcntl::{Flock, FlockArg};
-use raft_store::command::Command;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::asks::IMAGE;
 use super::founding::{self, FoundingError, Own};
-use super::{Node, NodeConfig, Parts, StartError, local_token};
+use super::{Node, NodeConfig, Parts, StartError, lease, local_token};
 use crate::api::failure::{Class, Failure};
 use crate::api::{AdminPort, PortConfig, PortError};
 use crate::cli::{CliError, Exit};
@@ -88,10 +87,9 @@ async fn until_told(context: &Arc<super::context::Context>) -> Result<(), CliErr
         () = watchdog => {}
     }
     tracing::info!("told to stop; machines go on");
-    let announced = Command::PlanAbsence { node: context.me, for_ms: ABSENCE.as_millis() as u64 };
     // A cluster without a leader cannot take machines over either, so stopping unannounced is safe.
     let wait = std::time::Duration::from_secs(2);
-    if !matches!(tokio::time::timeout(wait, context.submit(announced)).await, Ok(Ok(_))) {
+    if !matches!(tokio::time::timeout(wait, lease::leave(context, ABSENCE)).await, Ok(Ok(()))) {
         tracing::warn!("the absence could not be announced");
     }
     Ok(())

@@ -42,7 +42,7 @@ use crate::host::{Host, offered};
 use crate::images::service::Images;
 use crate::reconcile::driver::Held;
 use crate::runtime::Runtime;
-use crate::{caretaker, moving, reconcile};
+use crate::{caretaker, cleanup, moving, reconcile};
 use backend::NodeBackend;
 use context::Context;
 use dir::{ClusterFile, DirError};
@@ -189,7 +189,9 @@ impl Node {
             events,
             operations: Operations::new(seams.clock.clone(), seams.entropy.clone()),
             lease: watch::Sender::default(),
+            absence: tokio::sync::Mutex::default(),
             lease_wanted: Notify::new(),
+            retries: watch::Sender::default(),
             held: Held::default(),
             started_ms: seams.clock.wall().as_millis() as u64,
             started: Instant::now(),
@@ -212,6 +214,7 @@ impl Node {
         tasks.spawn(chores::follow_trust(context.clone()));
         tasks.spawn(copies::keep(context.clone()));
         tasks.spawn(moving::driver::clear_reservations(context.clone()));
+        tasks.spawn(cleanup::driver::run(context.clone()));
         tasks.spawn(chores::renew_certificate(context.clone()));
         tasks.spawn(chores::announce(context.clone()));
         tasks.spawn(chores::remember_peers(context.clone(), file));

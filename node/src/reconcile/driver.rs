@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fabric::ids::MachineId;
-use fabric::model::MachineRecord;
+use fabric::model::{Desired, MachineRecord};
 use raft_store::command::Command;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::publish::Published;
-use super::{Action, Facts, Local, Phase, decide};
+use super::{Action, Facts, Local, Phase, backoff, decide, lost};
 use crate::api::failure::Failure;
 use crate::node::context::Context;
 use crate::node::lease;
@@ -69,6 +69,8 @@ struct Reconciler {
     busy: BTreeSet<MachineId>,
     resting: BTreeMap<MachineId, Instant>,
     absent: BTreeSet<MachineId>,
+    /// Look again after this.
+    next: Duration,
     published: Published,
     done: mpsc::UnboundedSender<Done>,
 }
@@ -85,6 +87,7 @@ pub async fn run(context: Arc<Context>) {
         busy: BTreeSet::new(),
         resting: BTreeMap::new(),
         absent: BTreeSet::new(),
+        next: LOOK,
         done,
     };
     loop {
@@ -96,7 +99,7 @@ pub async fn run(context: Arc<Context>) {
             _ = changed(&mut runtime) => {}
             _ = changed(&mut renewed) => {}
             _ = changed(&mut ledger) => {}
-            () = tokio::time::sleep(LOOK) => {}
+            () = tokio::time::sleep(reconciler.next) => {}
         }
         while let Ok(outcome) = finished.try_recv() {
             reconciler.finished(outcome);
@@ -150,15 +153,39 @@ impl Reconciler {
         let mut busy = self.context.held.snapshot();
         busy.extend(self.busy.iter().chain(self.resting.keys()));
         self.absent.retain(|machine| locals.contains_key(machine) && !records.contains_key(machine));
-        let facts = Facts {
+        let boottime = self.context.seams.clock.boottime();
+        let none = BTreeSet::new();
+        let mut facts = Facts {
             me: self.context.me,
             records: &records,
             locals: &locals,
             busy: &busy,
             known_absent: &self.absent,
-            leased: lease::covers(&self.context.lease.borrow(), self.context.seams.clock.boottime(), index),
+            waiting: &none,
+            leased: lease::covers(&self.context.lease.borrow(), boottime, index),
         };
+        let mut lost = lost(&facts);
+        let starting = |id: &MachineId| self.busy.contains(id);
+        let mut retries = self.context.retries.borrow().clone();
+        // One that is being started looks lost until its new supervisor is there.
+        lost.retain(|id| !starting(id));
+        let kept: Vec<_> = retries.iter().filter(|(id, _)| starting(id)).map(|(id, retry)| (*id, *retry)).collect();
+        backoff::look(&mut retries, boottime, &locals, &lost);
+        retries.extend(kept);
+        let (waiting, first) = backoff::waiting(&retries, boottime);
+        self.next = first.map_or(LOOK, |first| first.min(LOOK));
+        facts.waiting = &waiting;
         let actions = decide(&facts);
+        for action in &actions {
+            if let Action::Start { machine, .. } = action {
+                backoff::started(&mut retries, *machine, boottime);
+            }
+        }
+        self.context.retries.send_if_modified(|told| {
+            let changed = *told != retries;
+            *told = retries;
+            changed
+        });
         self.published.follow(&records, &locals);
         for action in actions {
             self.begin(action, &records);
@@ -218,7 +245,15 @@ async fn perform(context: &Context, action: &Action, record: Option<MachineRecor
             runtime.stop(machine, GRACE).await?;
             start(context, &record, epoch).await?;
         }
-        Action::Confirm(machine, epoch) => drop(context.submit(Command::Confirm { machine, epoch }).await?),
+        Action::Confirm(machine, epoch) => {
+            // One that was moved while it was stopped takes its disk now: the source gives its copy up for this word.
+            if let Some(record) = record.filter(|record| record.desired == Desired::Stopped) {
+                if let Err(failure) = prepare(context, &record, epoch).await {
+                    return Err(give_back(context, &record, epoch, failure).await);
+                }
+            }
+            context.submit(Command::Confirm { machine, epoch }).await?;
+        }
         Action::Stop(machine) => runtime.stop(machine, GRACE).await?,
         Action::Destroy(machine, epoch) => {
             runtime.stop(machine, GRACE).await?;
@@ -237,17 +272,26 @@ async fn perform(context: &Context, action: &Action, record: Option<MachineRecor
 async fn start(context: &Context, record: &MachineRecord, epoch: u64) -> Result<(), Failure> {
     match launch(context, record, epoch).await {
         Ok(()) => Ok(()),
-        Err(failure) => {
-            let doubled = BACKOFF * 2u32.saturating_pow(record.failures.min(16));
-            let not_before_ms = context.now_ms() + doubled.min(BACKOFF_MAX).as_millis() as u64;
-            let reason = failure.refusal.message.clone();
-            context.submit(Command::Failed { machine: record.id, epoch, reason, not_before_ms }).await?;
-            Err(failure)
-        }
+        Err(failure) => Err(give_back(context, record, epoch, failure).await),
     }
 }
 
+/// Tells the ledger that this node could not do it: the machine is tried elsewhere, after a while that doubles.
+async fn give_back(context: &Context, record: &MachineRecord, epoch: u64, failure: Failure) -> Failure {
+    let doubled = BACKOFF * 2u32.saturating_pow(record.failures.min(16));
+    let not_before_ms = context.now_ms() + doubled.min(BACKOFF_MAX).as_millis() as u64;
+    let reason = failure.refusal.message.clone();
+    let failed = Command::Failed { machine: record.id, epoch, reason, not_before_ms };
+    context.submit(failed).await.err().unwrap_or(failure)
+}
+
 async fn launch(context: &Context, record: &MachineRecord, epoch: u64) -> Result<(), Failure> {
+    let launch = prepare(context, record, epoch).await?;
+    Ok(context.runtime.start(&launch).await?)
+}
+
+/// Makes everything be here that the machine needs: its image, and the disk that a move has brought.
+async fn prepare(context: &Context, record: &MachineRecord, epoch: u64) -> Result<Launch, Failure> {
     let image = context.image(record.image).await?;
     let mut spec = record.spec.clone();
     let offered = context.offered;
@@ -269,5 +313,5 @@ async fn launch(context: &Context, record: &MachineRecord, epoch: u64) -> Result
         lease_deadline,
     };
     crate::moving::incoming::adopt(context, record, &launch).await?;
-    Ok(context.runtime.start(&launch).await?)
+    Ok(launch)
 }

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use fabric::ids::{MachineId, NodeId};
 use fabric::model::{Desired, MachineRecord, Placement, Restart};
 
+pub mod backoff;
 pub mod driver;
 mod publish;
 
@@ -51,6 +52,8 @@ pub struct Facts<'a> {
     pub busy: &'a BTreeSet<MachineId>,
     /// Machines of which a linearizable read has said that no record exists.
     pub known_absent: &'a BTreeSet<MachineId>,
+    /// Machines that lost their supervisor and are to wait before their next start.
+    pub waiting: &'a BTreeSet<MachineId>,
     /// This node holds a lease whose revision covers the records: exclusive machines may start.
     pub leased: bool,
 }
@@ -125,15 +128,15 @@ fn own(facts: &Facts<'_>, record: &MachineRecord, placement: &Placement, local: 
             None => Action::Forget(id, placement.epoch),
         });
     }
+    let may_start = !record.spec.exclusive || facts.leased;
     if record.desired == Desired::Stopped {
         return match local {
             Some(local) if local.runs() => Some(Action::Stop(id)),
             // A stopped machine is settled too: whoever waits for a move or a placement learns it.
-            _ if !placement.confirmed => Some(Action::Confirm(id, placement.epoch)),
+            _ if !placement.confirmed && may_start => Some(Action::Confirm(id, placement.epoch)),
             _ => None,
         };
     }
-    let may_start = !record.spec.exclusive || facts.leased;
     let start = |clean| may_start.then_some(Action::Start { machine: id, epoch: placement.epoch, clean });
     match local {
         None => start(false),
@@ -142,7 +145,7 @@ fn own(facts: &Facts<'_>, record: &MachineRecord, placement: &Placement, local: 
         Some(local) if local.runs() && local.restarts < record.restarts => Some(Action::Restart(id)),
         Some(local) => match local.phase {
             Phase::Down => start(false),
-            Phase::Lost if record.spec.restart != Restart::Never => start(false),
+            Phase::Lost if restarts_when_lost(record) && !facts.waiting.contains(&id) => start(false),
             Phase::Ended | Phase::Lost if local.restarts < record.restarts => start(false),
             Phase::Frozen if may_start && placement.moving.is_none() => Some(Action::Thaw(id)),
             Phase::Up | Phase::Ended | Phase::Lost if !placement.confirmed => {
@@ -151,6 +154,22 @@ fn own(facts: &Facts<'_>, record: &MachineRecord, placement: &Placement, local: 
             _ => None,
         },
     }
+}
+
+/// Its policy wants it back when it was killed with its supervisor.
+fn restarts_when_lost(record: &MachineRecord) -> bool {
+    record.spec.restart != Restart::Never
+}
+
+/// Machines that lost their supervisor and are to be started again here.
+fn lost(facts: &Facts<'_>) -> BTreeSet<MachineId> {
+    let is_lost = |id: &MachineId, local: &Local| {
+        let record = facts.records.get(id).filter(|record| record.desired == Desired::Running);
+        let here = |placement: Placement| placement.node == facts.me && placement.epoch == local.epoch;
+        local.phase == Phase::Lost
+            && record.is_some_and(|record| restarts_when_lost(record) && record.placement.is_some_and(here))
+    };
+    facts.locals.iter().filter(|(id, local)| is_lost(id, local)).map(|(id, _)| *id).collect()
 }
 
 fn foreign(facts: &Facts<'_>, record: &MachineRecord, placement: &Placement, local: Local) -> Option<Action> {

@@ -1,54 +1,36 @@
-use fabric::ids::{Digest, MoveId};
-use fabric::model::{Labels, MachineSpec, MoveV1, PreviousV1, Resources, Restart};
+use fabric::ids::MoveId;
+use fabric::model::{MoveV1, PreviousV1};
 
 use super::*;
+use crate::fixtures::{self, placed};
 
 const ME: NodeId = NodeId([1; 32]);
 const OTHER: NodeId = NodeId([2; 32]);
 const ID: MachineId = MachineId([9; 16]);
 
-fn placed(node: NodeId, epoch: u64) -> Placement {
-    Placement { node, epoch, since_ms: 0, confirmed: true, fresh: false, previous: None, moving: None }
-}
-
 fn record(placement: Option<Placement>) -> MachineRecord {
-    MachineRecord {
-        id: ID,
-        tenant: "default".parse().unwrap(),
-        name: "web".parse().unwrap(),
-        spec: MachineSpec {
-            image: "shell".parse().unwrap(),
-            command: vec![],
-            env: vec![],
-            resources: Resources::default(),
-            publish: vec![],
-            labels: Labels::new(),
-            exclusive: false,
-            restart: Restart::Always,
-            pinned: None,
-        },
-        image: Digest([0; 32]),
-        desired: Desired::Running,
-        restarts: 0,
-        epoch: placement.map_or(0, |p| p.epoch),
-        placement,
-        failures: 0,
-        not_before_ms: 0,
-        waiting: None,
-        created_ms: 0,
-        revision: 1,
-    }
+    fixtures::machine(9, placement)
 }
 
 fn local(epoch: u64, phase: Phase) -> Local {
     Local { epoch, restarts: 0, phase }
 }
 
+fn facts<'a>(
+    records: &'a BTreeMap<MachineId, MachineRecord>,
+    locals: &'a BTreeMap<MachineId, Local>,
+    waiting: &'a BTreeSet<MachineId>,
+    leased: bool,
+) -> Facts<'a> {
+    static NONE: BTreeSet<MachineId> = BTreeSet::new();
+    Facts { me: ME, records, locals, busy: &NONE, known_absent: &NONE, waiting, leased }
+}
+
 fn decided(record: Option<MachineRecord>, local: Option<Local>, leased: bool) -> Vec<Action> {
     let records = record.into_iter().map(|r| (ID, r)).collect();
     let locals = local.into_iter().map(|l| (ID, l)).collect();
     let none = BTreeSet::new();
-    decide(&Facts { me: ME, records: &records, locals: &locals, busy: &none, known_absent: &none, leased })
+    decide(&facts(&records, &locals, &none, leased))
 }
 
 #[test]
@@ -135,4 +117,25 @@ fn a_machine_killed_with_its_supervisor_starts_again_unless_its_policy_is_never(
     assert_eq!(decided(Some(owned.clone()), Some(local(1, Phase::Lost)), true), [again]);
     owned.spec.restart = Restart::Never;
     assert_eq!(decided(Some(owned), Some(local(1, Phase::Lost)), true), []);
+}
+
+#[test]
+fn a_machine_that_lost_its_supervisor_waits_its_turn_and_no_longer_than_it_is_wanted() {
+    let (mine, lost, waits) = (record(Some(placed(ME, 1))), local(1, Phase::Lost), BTreeSet::from([ID]));
+    let locals = BTreeMap::from([(ID, lost)]);
+    let decide_for = |record: MachineRecord, waiting: &BTreeSet<MachineId>| {
+        let records = BTreeMap::from([(ID, record)]);
+        let facts = facts(&records, &locals, waiting, true);
+        (decide(&facts), super::lost(&facts).contains(&ID))
+    };
+    let start = Action::Start { machine: ID, epoch: 1, clean: false };
+    assert_eq!(decide_for(mine.clone(), &waits), (vec![], true));
+    assert_eq!(decide_for(mine.clone(), &BTreeSet::new()), (vec![start.clone()], true));
+    // Deleting it, or asking for a restart, is not held up.
+    let gone = MachineRecord { desired: Desired::Deleted, ..mine.clone() };
+    assert_eq!(decide_for(gone, &waits), (vec![Action::Destroy(ID, 1)], false));
+    assert_eq!(decide_for(MachineRecord { restarts: 1, ..mine.clone() }, &waits), (vec![start], true));
+    let mut never = mine;
+    never.spec.restart = Restart::Never;
+    assert_eq!(decide_for(never, &BTreeSet::new()), (vec![], false));
 }

@@ -35,7 +35,7 @@ use fabric::ids::Digest;
 pub use destination::{ReceiveError, accept, receive, refuse};
 pub use plan::PassReport;
 pub use source::{SendError, Source};
-pub use staging::{abort, adopt, prepared, sweep};
+pub use staging::{abort, adopt, prepared, staged};
 
 /// How far a pass is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! The destination's copy of a layer while it arrives: `<root>/<move>/tree`, and `<root>/<move>/prepared` once it is
 //! complete and on disk.
 //!
-//! A crash leaves such directories and nothing else; [`sweep`] removes those that belong to no move. What is in them is
+//! A crash leaves such directories and nothing else; those that belong to no move ([`staged`]) are removed by [`abort`]. What is in them is
 //! never believed: a stream that resumes scans the tree anew.
 #![expect(clippy::disallowed_methods, reason = "machines' layers are files of the host, below the runtime's seam")]
 
@@ -302,24 +302,20 @@ pub fn abort(root: &Path, id: MoveId) -> Result<(), StagingError> {
     sync_dir(root)
 }
 
-/// Removes the staging directories of all moves but those in `keep`; returns the moves whose directories went.
+/// The moves that have something staged.
 ///
 /// # Errors
-/// When the directory cannot be read or something in it cannot be removed.
-pub fn sweep(root: &Path, keep: &BTreeSet<MoveId>) -> Result<Vec<MoveId>, StagingError> {
+/// When the directory cannot be read.
+pub fn staged(root: &Path) -> Result<BTreeSet<MoveId>, StagingError> {
     let listing = match std::fs::read_dir(root) {
         Ok(listing) => listing,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
         Err(error) => return Err(failed_at(root)(error)),
     };
-    let mut gone = Vec::new();
+    let mut found = BTreeSet::new();
     for item in listing {
         let name = item.map_err(failed_at(root))?.file_name();
-        let Some(id) = name.to_str().and_then(|name| name.parse::<MoveId>().ok()) else { continue };
-        if !keep.contains(&id) {
-            abort(root, id)?;
-            gone.push(id);
-        }
+        found.extend(name.to_str().and_then(|name| name.parse::<MoveId>().ok()));
     }
-    Ok(gone)
+    Ok(found)
 }

@@ -106,7 +106,7 @@ async fn a_layer_arrives_as_it_was_and_only_once() {
     assert_eq!(one, two);
     assert!(fs::metadata(ends.adopted.join("sparse")).unwrap().blocks() * 512 < 4 << 20);
     assert_eq!(fs::metadata(ends.adopted.join("big")).unwrap().mode() & 0o7777, 0o4755);
-    assert!(sweep(&ends.staging, &Default::default()).unwrap().is_empty());
+    assert!(staged(&ends.staging).unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -252,18 +252,20 @@ async fn a_hostile_manifest_is_refused_before_it_touches_anything() {
 }
 
 #[tokio::test]
-async fn a_crash_leaves_only_what_the_sweep_removes() {
+async fn a_crash_leaves_only_what_is_listed_as_staged() {
     let ends = ends();
     let other = MoveId([9; 16]);
     drop(staging::Staging::open(&ends.staging, ID).unwrap());
     let held = staging::Staging::open(&ends.staging, other).unwrap();
     assert!(matches!(staging::Staging::open(&ends.staging, other), Err(staging::StagingError::Busy(_))));
     drop(held);
-    assert_eq!(sweep(&ends.staging, &[other].into()).unwrap(), [ID]);
-    assert_eq!(sweep(&ends.staging, &Default::default()).unwrap(), [other]);
-    assert_eq!(fs::read_dir(&ends.staging).unwrap().count(), 0);
-    assert!(sweep(&ends.upper.join("absent"), &Default::default()).unwrap().is_empty());
+    assert_eq!(staged(&ends.staging).unwrap(), [ID, other].into());
     abort(&ends.staging, ID).unwrap();
+    abort(&ends.staging, ID).unwrap();
+    assert_eq!(staged(&ends.staging).unwrap(), [other].into());
+    abort(&ends.staging, other).unwrap();
+    assert_eq!(fs::read_dir(&ends.staging).unwrap().count(), 0);
+    assert!(staged(&ends.upper.join("absent")).unwrap().is_empty());
 }
 
 #[tokio::test]

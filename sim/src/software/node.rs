@@ -3,6 +3,7 @@
 //! The first host founds the cluster; once it runs it makes a join token, and the others join through whoever answers.
 //! Every step is repeated after a crash, as an operator's start script would.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -64,6 +65,9 @@ impl Images for AllImages {
     }
     fn held(&self) -> Vec<Digest> {
         Vec::new()
+    }
+    async fn collect(&self, _: BTreeSet<Digest>, _: Duration) -> Result<(), Failure> {
+        Ok(())
     }
     async fn serve(&self, stream: Stream) {
         drop(stream);

@@ -271,6 +271,7 @@ impl Backend for Fake {
             standbys: vec![],
             nodes: [1, 0, 0],
             machines: [0, 0],
+            no_machines: None,
             feature_level: 1,
             started_ms: 1,
             staleness_ms: 0,

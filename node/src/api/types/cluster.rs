@@ -94,6 +94,9 @@ pub struct Status {
     pub nodes: NodeCounts,
     /// Machines.
     pub machines: MachineCounts,
+    /// Why no machine can run on this node, with what to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_machines: Option<String>,
     /// Feature level of the cluster.
     pub feature_level: u32,
     /// When this daemon started.
@@ -134,6 +137,7 @@ impl From<StatusView> for Status {
             standbys: view.standbys.iter().map(ToString::to_string).collect(),
             nodes: NodeCounts { alive: view.nodes[0], suspect: view.nodes[1], down: view.nodes[2] },
             machines: MachineCounts { total: view.machines[0], waiting: view.machines[1] },
+            no_machines: view.no_machines,
             feature_level: view.feature_level,
             started_ms: view.started_ms,
             staleness_ms: view.staleness_ms,

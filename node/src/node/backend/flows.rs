@@ -14,6 +14,7 @@ use crate::api::backend::*;
 use crate::api::failure::Failure;
 use crate::moving;
 use crate::node::context::Context;
+use crate::node::lease;
 use crate::node::operations::Progress;
 use crate::schedule;
 
@@ -30,8 +31,7 @@ impl NodeBackend {
             _ => return Err(only_here("stopping the daemon").into()),
         }
         if absence_ms > 0 {
-            let announced = Command::PlanAbsence { node: self.context.me, for_ms: absence_ms };
-            if let Err(failure) = self.context.submit(announced).await {
+            if let Err(failure) = lease::leave(&self.context, Duration::from_millis(absence_ms)).await {
                 // Without a leader nobody can take machines over either: stopping is still safe.
                 tracing::warn!(reason = %failure, "the absence was not announced");
             }

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use fabric::human;
 use fabric::ids::{MachineId, NodeId};
-use fabric::model::{MachineRecord, MachineStatus, Name};
+use fabric::model::{MachineRecord, MachineState, MachineStatus, Name};
 use fabric::rpc::Rpc;
 use fabric::wire;
 use futures_util::future::join_all;
@@ -13,6 +14,7 @@ use super::views;
 use crate::api::backend::Liveness;
 use crate::node::asks::{STATUS, STATUS_MACHINES_MAX, StatusAnswerV1, StatusAskV1};
 use crate::node::context::Context;
+use crate::reconcile::backoff::Retry;
 
 /// How long a list waits for owners.
 const DEADLINE: Duration = Duration::from_secs(1);
@@ -66,9 +68,24 @@ async fn ask(context: &Context, owner: NodeId, machines: Vec<MachineId>) -> Opti
 pub async fn local(context: &Context, machines: &[MachineId]) -> Vec<MachineStatus> {
     let mut found = Vec::with_capacity(machines.len());
     for machine in machines {
-        if let Ok(status) = context.runtime.status(*machine).await {
+        if let Ok(mut status) = context.runtime.status(*machine).await {
+            if let Some(retry) = context.retries.borrow().get(machine) {
+                retried(&mut status, retry, context.seams.clock.boottime());
+            }
             found.push(status);
         }
     }
     found
+}
+
+/// A machine that lost its supervisor is being restarted, though no supervisor is there to say so.
+fn retried(status: &mut MachineStatus, retry: &Retry, now: Duration) {
+    let done = if status.state == MachineState::Failed { retry.attempt - 1 } else { retry.attempt };
+    status.restarts = status.restarts.saturating_add(done);
+    if status.state == MachineState::Failed {
+        status.state = MachineState::Restarting;
+        let left = human::duration(retry.not_before.saturating_sub(now));
+        let why = status.reason.take().unwrap_or_else(|| "it was lost".into());
+        status.reason = Some(format!("{why}; attempt {} in {left}", retry.attempt));
+    }
 }

@@ -65,6 +65,7 @@ pub fn view(context: &Context) -> StatusView {
         standbys: ledger.standbys.iter().map(|node| name(*node)).collect(),
         nodes,
         machines: [machines, unplaced],
+        no_machines: context.runtime.unsupported().map(str::to_owned),
         feature_level,
         started_ms: context.started_ms,
         staleness_ms: super::staleness_ms(context),

@@ -1,5 +1,8 @@
 //! From records and observations to what the API shows.
 
+use std::time::Duration;
+
+use fabric::human;
 use fabric::ids::NodeId;
 use fabric::membership::State as MemberState;
 use fabric::model::{MachineRecord, MachineStatus, Name, NodeRecord, NodeState};
@@ -69,7 +72,12 @@ fn name_of(state: &State, node: NodeId) -> Name {
 }
 
 /// A machine with the names of its nodes.
-pub fn machine(context: &Context, record: MachineRecord, status: Option<MachineStatus>) -> MachineView {
+pub fn machine(context: &Context, mut record: MachineRecord, status: Option<MachineStatus>) -> MachineView {
+    let now_ms = context.now_ms();
+    if let Some(why) = record.waiting.as_mut().filter(|_| record.failures > 0 && record.placement.is_none()) {
+        let left = human::duration(Duration::from_millis(record.not_before_ms.saturating_sub(now_ms)));
+        why.push_str(&format!("; attempt {} in {left}", record.failures + 1));
+    }
     let (node, pinned, moving_to) = context.ledger.read(|state| {
         let placement = record.placement;
         (

@@ -1,0 +1,39 @@
+//! Records that the tests of several modules start from.
+
+use fabric::ids::{Digest, MachineId, NodeId};
+use fabric::model::{Desired, Labels, MachineRecord, MachineSpec, Placement, Resources, Restart};
+
+/// A settled placement.
+pub fn placed(node: NodeId, epoch: u64) -> Placement {
+    Placement { node, epoch, since_ms: 0, confirmed: true, fresh: false, previous: None, moving: None }
+}
+
+/// A machine that is to run, with nothing special about it.
+pub fn machine(number: u8, placement: Option<Placement>) -> MachineRecord {
+    MachineRecord {
+        id: MachineId([number; 16]),
+        tenant: "default".parse().unwrap(),
+        name: format!("m{number}").parse().unwrap(),
+        spec: MachineSpec {
+            image: "shell".parse().unwrap(),
+            command: vec![],
+            env: vec![],
+            resources: Resources::default(),
+            publish: vec![],
+            labels: Labels::new(),
+            exclusive: false,
+            restart: Restart::Always,
+            pinned: None,
+        },
+        image: Digest([0; 32]),
+        desired: Desired::Running,
+        restarts: 0,
+        epoch: placement.map_or(0, |placement| placement.epoch),
+        placement,
+        failures: 0,
+        not_before_ms: 0,
+        waiting: None,
+        created_ms: 0,
+        revision: 1,
+    }
+}
