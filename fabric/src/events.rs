@@ -74,8 +74,6 @@ pub struct Event {
     pub subject: String,
     /// For people, one sentence.
     pub message: String,
-    /// Index of the ledger entry that caused it.
-    pub ledger_index: Option<u64>,
     /// Details for programs.
     pub data: Vec<(String, String)>,
 }
@@ -89,8 +87,6 @@ pub struct Happening {
     pub subject: String,
     /// As in [`Event`].
     pub message: String,
-    /// As in [`Event`].
-    pub ledger_index: Option<u64>,
     /// As in [`Event`].
     pub data: Vec<(String, String)>,
 }
@@ -131,13 +127,13 @@ impl Events {
         let at_ms = self.shared.clock.wall().as_millis() as u64;
         let mut ring = self.ring();
         let id = EventId { boot: self.shared.boot, sequence: self.shared.latest.borrow().sequence + 1 };
-        let Happening { kind, subject, mut message, ledger_index, mut data } = what;
+        let Happening { kind, subject, mut message, mut data } = what;
         message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
         data.truncate(DATA_MAX);
         if ring.len() == EVENTS_MAX {
             ring.pop_front();
         }
-        ring.push_back(Event { id, at_ms, kind, subject, message, ledger_index, data });
+        ring.push_back(Event { id, at_ms, kind, subject, message, data });
         // Still under the lock, so that ids are published in order.
         self.shared.latest.send_replace(id);
         id

@@ -281,7 +281,6 @@ impl Driver {
             kind,
             subject: change.node.to_string(),
             message: format!("node {} {words}", change.node.short()),
-            ledger_index: None,
             data: vec![("incarnation".into(), change.incarnation.to_string())],
         });
     }

@@ -291,7 +291,7 @@ pub struct OperationView {
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventView {
-    /// Resume after this event with it; without spaces or line ends, at most 64 bytes.
+    /// Resume after this event with it, on any node; without spaces or line ends, at most 80 bytes.
     pub cursor: String,
     /// When, Unix milliseconds.
     pub at_ms: u64,
@@ -301,6 +301,8 @@ pub struct EventView {
     pub tenant: Option<Name>,
     /// Name of what it is about.
     pub subject: String,
+    /// Whose credential caused it; none for what this node alone saw.
+    pub actor: Option<String>,
     /// For people.
     pub message: String,
 }

@@ -25,7 +25,7 @@ use crate::limits::*;
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// Every query parameter of the API; another one is refused.
-const PARAMETERS: [&str; 15] = [
+const PARAMETERS: [&str; 16] = [
     "limit",
     "cursor",
     "label",
@@ -38,6 +38,7 @@ const PARAMETERS: [&str; 15] = [
     "timeout_ms",
     "tail",
     "follow",
+    "tenant",
     "port",
     "force",
     "since",

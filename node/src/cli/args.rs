@@ -56,9 +56,9 @@ pub struct Global {
     /// File with the API token, - for standard input [default: admin.token in the data directory, if needed]
     #[arg(long, global = true, env = "SMARTNODE_TOKEN_FILE", value_name = "PATH")]
     pub token_file: Option<PathBuf>,
-    /// Tenant of machines and images
-    #[arg(long, global = true, env = "SMARTNODE_TENANT", default_value = "default", value_name = "NAME")]
-    pub tenant: String,
+    /// Tenant of machines and images, and whose events to tell [default: default; events: all]
+    #[arg(long, global = true, env = "SMARTNODE_TENANT", value_name = "NAME")]
+    pub tenant: Option<String>,
     /// Shape of the data on stdout
     #[arg(short, long, global = true, value_enum, default_value = "table", value_name = "SHAPE")]
     pub output: Output,
@@ -77,6 +77,13 @@ pub struct Global {
     /// Check everything, change nothing
     #[arg(long, global = true)]
     pub dry_run: bool,
+}
+
+impl Global {
+    /// The tenant of machines and images.
+    pub fn tenant(&self) -> &str {
+        self.tenant.as_deref().unwrap_or("default")
+    }
 }
 
 /// What to do.
@@ -247,7 +254,7 @@ pub struct EventsArgs {
     /// Go on with new events
     #[arg(short, long)]
     pub follow: bool,
-    /// Only what came after this cursor
+    /// Only what came after this cursor, which any node gave (-o name prints cursors)
     #[arg(long, value_name = "CURSOR")]
     pub since: Option<String>,
 }

@@ -41,7 +41,7 @@ pub async fn run(session: &mut Session, command: ImageCommand) -> Result<(), Cli
             output::list(output, &list_all::<Image>(session, &path, &list_query(&args)).await?)
         }
         ImageCommand::Delete { name } => {
-            session.confirm(&format!("Delete the image {name} of tenant {}", session.global.tenant))?;
+            session.confirm(&format!("Delete the image {name} of tenant {}", session.global.tenant()))?;
             let path = session.tenant_path(&format!("images/{}", segment(&name)));
             session.write_only(Method::DELETE, &path, &json!({})).await?;
             session.say(&format!("image {name} is deleted"));

@@ -163,7 +163,7 @@ async fn restart(session: &mut Session, name: &str) -> Result<()> {
 }
 
 async fn delete(session: &mut Session, name: &str) -> Result<()> {
-    session.confirm(&format!("Delete the machine {name} of tenant {} and its disk", session.global.tenant))?;
+    session.confirm(&format!("Delete the machine {name} of tenant {} and its disk", session.global.tenant()))?;
     let machine: Machine = session.write(Method::DELETE, &path(session, name, ""), &json!({})).await?;
     if session.waits() {
         wait(session, name, "gone").await?;

@@ -80,7 +80,7 @@ impl Session {
 
     /// The path of something of the tenant.
     pub fn tenant_path(&self, rest: &str) -> String {
-        format!("/v1/tenants/{}/{rest}", segment(&self.global.tenant))
+        format!("/v1/tenants/{}/{rest}", segment(self.global.tenant()))
     }
 
     /// Writes, with `dry_run` when asked for.

@@ -11,6 +11,7 @@ use super::args::{EventsArgs, Output};
 use super::error::{CliError, Exit};
 use super::output;
 use super::session::Session;
+use crate::api::client::segment;
 use crate::api::failure::{Class, Failure};
 use crate::api::frames::ExecFrame;
 use crate::api::types::{Event, Exec, LogLine, Problem};
@@ -40,7 +41,8 @@ fn print_event(output: Output, event: &Event) -> Result<()> {
 /// `events`. Followed, it goes on after a lost connection where it stopped.
 pub async fn events(session: &mut Session, args: EventsArgs) -> Result<()> {
     let mut cursor = args.since;
-    let path = format!("/v1/events?follow={}", args.follow);
+    let tenant = session.global.tenant.as_deref().map(|tenant| format!("&tenant={}", segment(tenant)));
+    let path = format!("/v1/events?follow={}{}", args.follow, tenant.unwrap_or_default());
     let mut lost_since: Option<tokio::time::Instant> = None;
     loop {
         let failure = match read_events(session, &path, &mut cursor, &mut lost_since).await? {
@@ -50,7 +52,10 @@ pub async fn events(session: &mut Session, args: EventsArgs) -> Result<()> {
         };
         let since = *lost_since.get_or_insert_with(tokio::time::Instant::now);
         if !args.follow || failure.class != Class::Unreachable || since.elapsed() > session.global.timeout {
-            return Err(failure.into());
+            let error = CliError::from(failure);
+            let cursor = cursor.filter(|_| args.follow && lost_since.is_some());
+            let Some(cursor) = cursor else { return Err(error) };
+            return Err(error.hint(format!("go on through any other node: smartnode events --follow --since {cursor}")));
         }
         session.say("the connection is lost: trying again");
         tokio::time::sleep(Duration::from_secs(1)).await;

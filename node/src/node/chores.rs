@@ -1,18 +1,17 @@
 //! What a node does all the time, each a small loop: tell peers about itself, follow whom to trust, renew its
-//! certificate, announce its address, remember peers, record events.
+//! certificate, announce its address, remember peers.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fabric::events::Happening;
 use fabric::identity::Credentials;
 use fabric::ids::NodeId;
 use fabric::model::{Capacity, MachineState, NodeState};
 use fabric::rpc::Rpc;
 use fabric::wire;
 use raft_store::command::{Command, NodePatch};
-use tokio::sync::{broadcast, watch};
+use tokio::sync::watch;
 
 use super::asks::{TOMBSTONES, TombstonesV1};
 use super::context::Context;
@@ -254,29 +253,6 @@ pub async fn remember_peers(context: Arc<Context>, mut file: ClusterFile) {
         }
         if !pause(&context, REMEMBER).await {
             return;
-        }
-    }
-}
-
-/// Records what the ledger applies as events.
-pub async fn record_events(context: Arc<Context>) {
-    let mut applied = context.ledger.subscribe();
-    loop {
-        let entry = tokio::select! {
-            biased;
-            () = context.shutdown.cancelled() => return,
-            entry = applied.recv() => entry,
-        };
-        match entry {
-            Ok(entry) if entry.refused.is_none() => {
-                context.events.record(super::backend::happening(entry.index, entry.verb, &entry.about));
-            }
-            Ok(_) => {}
-            Err(broadcast::error::RecvError::Lagged(lost)) => {
-                let message = format!("{lost} events were not kept: too many at once");
-                context.events.record(Happening { kind: "events-lost", message, ..Happening::default() });
-            }
-            Err(broadcast::error::RecvError::Closed) => return,
         }
     }
 }

@@ -244,8 +244,10 @@ fn lock(data_dir: &Path) -> Result<Flock<std::fs::File>, CliError> {
 
 fn purge(data_dir: &Path) {
     let Ok(entries) = std::fs::read_dir(data_dir) else { return };
-    for entry in entries.flatten() {
-        let path = entry.path();
+    // The lock goes last: who waits for the end of this daemon looks at it.
+    let lock = data_dir.join(LOCK_FILE);
+    let others = entries.flatten().map(|entry| entry.path()).filter(|path| *path != lock);
+    for path in others.chain([lock.clone()]) {
         let gone = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
         if let Err(error) = gone {
             tracing::warn!(path = %path.display(), %error, "was not removed");

@@ -218,7 +218,6 @@ impl Node {
         tasks.spawn(chores::renew_certificate(context.clone()));
         tasks.spawn(chores::announce(context.clone()));
         tasks.spawn(chores::remember_peers(context.clone(), file));
-        tasks.spawn(chores::record_events(context.clone()));
         let changes = watch::Sender::new(0);
         let backend = NodeBackend::new(context.clone(), changes.subscribe());
         tasks.spawn(chores::fan_in(context.clone(), changes));

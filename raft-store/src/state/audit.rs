@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use fabric::ids::IdempotencyKey;
+use fabric::ids::{IdempotencyKey, MachineId, NodeId};
 use fabric::limits::{AUDIT_ENTRIES_MAX, IDEMPOTENCY_RECORDS_MAX, IDEMPOTENCY_TTL};
+use fabric::model::Name;
 use fabric::rpc::Refusal;
 
 use super::{AuditEntry, IdempotencyRecord, State, clip};
 use crate::codes;
-use crate::command::{Answer, Envelope, Outcome};
+use crate::command::{Answer, Command, CommandV1, Envelope, Outcome, PlaceResult};
 use crate::limits::{PRUNED_PER_ENTRY_MAX, SUBJECT_BYTES_MAX};
 
 /// Keys are the clients' own, so one client's key must not answer another's request.
@@ -30,6 +31,26 @@ fn fingerprint(envelope: &Envelope) -> [u8; 8] {
     out.copy_from_slice(&hash.finalize().as_bytes()[..8]);
     out
 }
+
+/// What became of a command in a word: `ok` or a code. A batch that found no place at all is as good as refused.
+fn word_of(result: &Result<Outcome, Refusal>) -> String {
+    let code = match result {
+        Err(refusal) => Some(&refusal.code),
+        Ok(Outcome::Placed { items }) => {
+            let mut codes = items.iter().map(|item| match item {
+                PlaceResult::Placed { .. } => None,
+                PlaceResult::Refused { refusal, .. } => Some(&refusal.code),
+            });
+            let first = codes.next().flatten();
+            if codes.all(|code| code.is_some()) { first } else { None }
+        }
+        Ok(_) => None,
+    };
+    code.map_or_else(|| "ok".into(), String::clone)
+}
+
+/// Whose, and which.
+type Subject = (Option<Name>, String);
 
 impl State {
     /// The answer that a request with this key had before.
@@ -92,16 +113,74 @@ impl State {
         self.idempotency_order.iter().map(|record| &**record)
     }
 
+    /// What a command is about in names, by the state before it: it may take the names away.
+    pub(super) fn subject(&self, command: &Command) -> Subject {
+        use CommandV1::*;
+        match command {
+            AdmitNode { node, .. } | InitCluster { node, .. } => (None, node.name.to_string()),
+            UpdateNode { node, .. } | RemoveNode { node, .. } | PlanAbsence { node, .. } | EndAbsence { node } => {
+                (None, self.name_of_node(*node))
+            }
+            CreateToken { id, .. } => (None, id.to_string()),
+            CreateTenant { name, .. } | DeleteTenant { name, .. } | SetQuota { name, .. } => {
+                (Some(name.clone()), name.to_string())
+            }
+            CreateMachine { tenant, name, .. } | PutImage { tenant, name, .. } | DeleteImage { tenant, name, .. } => {
+                (Some(tenant.clone()), name.to_string())
+            }
+            SetDesired { machine, .. }
+            | UpdateLabels { machine, .. }
+            | RestartMachine { machine, .. }
+            | Forget { machine, .. }
+            | Confirm { machine, .. }
+            | Failed { machine, .. }
+            | Release { machine, .. }
+            | Takeover { machine, .. }
+            | MoveBegin { machine, .. }
+            | MoveSwitch { machine, .. }
+            | MoveAbort { machine, .. } => self.name_of_machine(*machine),
+            Place { items } => self.names_of_batch(items.iter().map(|item| item.machine)),
+            RevokeToken { .. } | SetFeatureLevel { .. } | AddCa { .. } => (None, command.about()),
+        }
+    }
+
+    fn name_of_node(&self, node: NodeId) -> String {
+        self.nodes.get(&node).map_or_else(|| node.to_string(), |record| record.name.to_string())
+    }
+
+    fn name_of_machine(&self, machine: MachineId) -> Subject {
+        let record = self.machines.get(&machine);
+        record.map_or_else(|| (None, machine.to_string()), |r| (Some(r.tenant.clone()), r.name.to_string()))
+    }
+
+    /// A batch is one link. It is its tenant's if that is one and the same; as many names are kept as there is room for.
+    fn names_of_batch(&self, machines: impl Iterator<Item = MachineId>) -> Subject {
+        let (mut tenants, mut names) = (std::collections::BTreeSet::new(), Vec::new());
+        for (tenant, name) in machines.map(|machine| self.name_of_machine(machine)) {
+            tenants.insert(tenant);
+            names.push(name);
+        }
+        let one = if tenants.len() == 1 { tenants.pop_first().flatten() } else { None };
+        (one, names.join(", "))
+    }
+
     /// Adds a link to the audit chain.
-    pub(super) fn note(&mut self, index: u64, envelope: &Envelope, result: &Result<Outcome, Refusal>) {
+    pub(super) fn note(
+        &mut self,
+        index: u64,
+        envelope: &Envelope,
+        (tenant, about): Subject,
+        result: &Result<Outcome, Refusal>,
+    ) {
         let entry = AuditEntry {
             index,
             at_ms: self.settings.at_ms,
             node: envelope.actor.node,
             subject: clip(&envelope.actor.subject, SUBJECT_BYTES_MAX),
             verb: envelope.command.verb().into(),
-            about: clip(&envelope.command.about(), 2 * SUBJECT_BYTES_MAX),
-            result: result.as_ref().map_or_else(|refusal| refusal.code.clone(), |_| "ok".into()),
+            tenant: tenant.filter(Name::is_valid),
+            about: clip(&about, 2 * SUBJECT_BYTES_MAX),
+            result: word_of(result),
             prev: self.settings.audit_head,
         };
         self.settings.audit_head = entry.hash();
@@ -110,5 +189,24 @@ impl State {
         while self.audit.len() > AUDIT_ENTRIES_MAX {
             self.audit.pop_front();
         }
+    }
+
+    /// The audit behind `index`, oldest first: what every node tells as the ledger's events.
+    ///
+    /// # Errors
+    /// The oldest index that can be asked for, when links behind `index` are gone.
+    pub fn audit_since(&self, index: u64) -> Result<impl Iterator<Item = &AuditEntry> + '_, u64> {
+        let oldest = self.audit_oldest();
+        if index < oldest {
+            return Err(oldest);
+        }
+        let start = self.audit.partition_point(|entry| entry.index <= index);
+        Ok(self.audit.range(start..).map(|entry| &**entry))
+    }
+
+    /// The oldest index that [`State::audit_since`] answers for.
+    pub fn audit_oldest(&self) -> u64 {
+        let all_kept = self.settings.audit_count == self.audit.len() as u64;
+        self.audit.front().filter(|_| !all_kept).map_or(0, |first| first.index.saturating_sub(1))
     }
 }

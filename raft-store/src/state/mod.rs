@@ -96,11 +96,12 @@ impl State {
         if let Some(answer) = self.remembered(envelope) {
             return answer;
         }
+        let subject = self.subject(&envelope.command);
         let result = self
             .authorize(&envelope.actor, &envelope.command)
             .and_then(|()| self.execute(&entry, &envelope.command, envelope));
         self.remember(entry.index, envelope, &result);
-        self.note(entry.index, envelope, &result);
+        self.note(entry.index, envelope, subject, &result);
         result
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use fabric::ids::{ClusterId, Digest, IdempotencyKey, NodeId, TokenId};
-use fabric::model::Role;
+use fabric::model::{Name, Role};
 use fabric::records;
 use rkyv::{Archive, Deserialize, Serialize};
 
@@ -117,7 +117,9 @@ pub struct AuditEntryV1 {
     pub subject: String,
     /// What was asked.
     pub verb: String,
-    /// Of what.
+    /// Whose it is about; none for what belongs to the cluster.
+    pub tenant: Option<Name>,
+    /// Of what, by name where it had one.
     pub about: String,
     /// `ok`, or the code of the refusal.
     pub result: String,

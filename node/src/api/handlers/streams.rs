@@ -10,6 +10,7 @@ use axum::http::header::{CONNECTION, CONTENT_TYPE, UPGRADE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
+use fabric::model::Name;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{Stream, StreamExt};
 use hyper::upgrade::{OnUpgrade, Upgraded};
@@ -17,7 +18,7 @@ use hyper_util::rt::TokioIo;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::Shared;
-use crate::api::backend::{Caller, Duplex, LogQuery, Read, Rights};
+use crate::api::backend::{Backend, Caller, Duplex, LogQuery, Read, Rights};
 use crate::api::extract::{At, Input, Params, names};
 use crate::api::failure::Failure;
 use crate::api::rights;
@@ -32,6 +33,7 @@ pub const UPGRADE_PROTOCOL: &str = "smartnode-stream";
 #[utoipa::path(get, path = "/v1/events", tag = "events",
     params(("since" = Option<String>, Query, description = "A cursor: only what came after it"),
         ("follow" = Option<bool>, Query, description = "Go on with new events (default)"),
+        ("tenant" = Option<String>, Query, description = "Only events of this tenant and those below it"),
         ("Last-Event-ID" = Option<String>, Header, description = "The same as `since`, as browsers send it")),
     responses((status = 200, description = "`text/event-stream` of `Event`", body = Event),
         (status = 410, description = "The cursor is too old", body = Problem)))]
@@ -44,10 +46,18 @@ pub async fn events(
     let permit = shared.stream()?;
     let last = headers.get("last-event-id").and_then(|value| value.to_str().ok()).map(str::to_owned);
     let since = last.or(params.get::<String>("since", "a cursor")?).filter(|cursor| !cursor.is_empty());
+    let only = params.get::<Name>("tenant", "the name of a tenant")?;
+    if let Some(tenant) = &only {
+        rights::tenant(&*shared.backend, &read.caller, tenant)?;
+    }
     let events = shared.backend.events(&read, since, params.flag("follow", true)?).await?;
     let backend = shared.backend.clone();
     let caller = read.caller;
-    let visible = move |tenant: &Option<fabric::model::Name>, caller: &Caller| match (tenant, &caller.rights) {
+    let within = |backend: &dyn Backend, tenant: &Option<Name>, root: &Name| {
+        tenant.as_ref().is_some_and(|tenant| tenant == root || backend.is_below(tenant, root))
+    };
+    let visible = move |tenant: &Option<Name>, caller: &Caller| match (tenant, &caller.rights) {
+        _ if only.as_ref().is_some_and(|root| !within(&*backend, tenant, root)) => false,
         (_, Rights::Operator) => true,
         (None, Rights::Node(_)) => true,
         (Some(tenant), _) => rights::tenant(&*backend, caller, tenant).is_ok(),

@@ -223,6 +223,7 @@ fn event(at: u64) -> EventView {
         kind: "machine-created".into(),
         tenant: if at.is_multiple_of(2) { Some(name("acme")) } else { None },
         subject: format!("m{at}"),
+        actor: None,
         message: "made\nhere".into(),
     }
 }

@@ -31,6 +31,10 @@ async fn events_go_on_where_a_client_left_off() {
     assert_eq!((old.class, old.class.status()), (Class::Gone, 410));
     let own = cursors(served.tcp(Some(TENANT)).lines("/v1/events", None).await.unwrap()).await;
     assert_eq!(own, ["6", "8", "10"], "a tenant sees its own events");
+    let one = cursors(served.root().lines("/v1/events?tenant=acme&follow=false", None).await.unwrap()).await;
+    assert_eq!(one, own, "and an operator may ask for them alone");
+    let Err(other) = served.tcp(Some(TENANT)).lines("/v1/events?tenant=other", None).await else { panic!("denied") };
+    assert_eq!(other.refusal.code, "denied");
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use crate::api::failure::Failure;
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Event {
-    /// Resume after this event with it (`Last-Event-ID`).
+    /// Resume after this event with it (`Last-Event-ID`), on any node.
     pub cursor: String,
     /// When.
     pub at_ms: u64,
@@ -20,6 +20,9 @@ pub struct Event {
     pub tenant: Option<String>,
     /// Name of what it is about.
     pub subject: String,
+    /// Whose credential caused it; absent for what this node alone saw, such as another node's death.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub actor: Option<String>,
     /// For people.
     pub message: String,
 }
@@ -32,6 +35,7 @@ impl From<EventView> for Event {
             kind: view.kind,
             tenant: view.tenant.map(|tenant| tenant.to_string()),
             subject: view.subject,
+            actor: view.actor,
             message: view.message,
         }
     }

@@ -13,7 +13,6 @@ mod streams;
 mod views;
 
 pub use cluster::ca_key;
-pub use happenings::happening;
 pub use observed::local as statuses;
 
 use std::sync::Arc;
@@ -321,6 +320,6 @@ impl Backend for NodeBackend {
         since: Option<String>,
         follow: bool,
     ) -> Result<BoxStream<'static, Result<EventView>>> {
-        self.open_events(since, follow)
+        self.open_events(since, follow).await
     }
 }

@@ -1,22 +1,31 @@
 //! Streams through the admin port: logs, exec, forwarded ports, events. The owner may be another node.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use fabric::events::{Event, EventId, Events};
+use fabric::events::{EventId, Expired};
 use fabric::model::Name;
+use fabric::rpc::Refusal;
 use fabric::transport::Class;
 use fabric::wire;
 use futures_util::stream::{self, BoxStream, StreamExt};
+use raft_store::ledger::Part;
+use raft_store::state::State;
+use tokio::sync::watch;
 
 use super::NodeBackend;
+use super::happenings::{Cursor, Merge, told};
 use crate::api::backend::*;
 use crate::api::failure::Failure;
 use crate::node::asks::{CONNECT, ConnectAskV1, EXEC, ExecAskV1, LOGS, LogLineV1, LogsAskV1};
+use crate::node::context::Context;
 use crate::node::serving;
 
 /// How long an owner may take to open a stream.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
-/// Events read from the ring at once.
+/// A spare looks for events in a fresh copy of the ledger this often.
+const SPARE_LOOK: Duration = Duration::from_secs(1);
+/// Events of one kind read at once.
 const EVENTS_AT_ONCE: usize = 256;
 
 impl NodeBackend {
@@ -86,67 +95,138 @@ impl NodeBackend {
         Ok(Box::new(self.context.transport.open(owner, Class::Bulk, CONNECT, header, OPEN_TIMEOUT).await?))
     }
 
-    pub(super) fn open_events(
+    pub(super) async fn open_events(
         &self,
         since: Option<String>,
         follow: bool,
     ) -> Result<BoxStream<'static, Result<EventView>>> {
-        let events = self.context.events.clone();
-        let cursor = match since {
-            None => events.oldest(),
-            Some(text) => {
-                text.parse::<EventId>().map_err(|error| Failure::invalid("since", &text, error.to_string()))?
-            }
-        };
-        let first = read_events(&events, cursor)?;
-        let begin = Reading { changed: events.changed(), events, cursor, waiting: first.into(), follow };
-        Ok(stream::unfold(begin, next_event).boxed())
+        let (context, ring) = (self.context.clone(), self.context.events.clone());
+        let asked = since
+            .map(|text| text.parse::<Cursor>().map_err(|error| Failure::invalid("since", &text, error.to_string())));
+        let asked = asked.transpose()?;
+        // A spare's copy is fetched; a worker gets none and tells what it saw itself.
+        let _ = context.ledger.refresh(SPARE_LOOK).await;
+        let cursor = asked.map_or_else(
+            || {
+                let (epoch, index) = context.ledger.read(|state| (state.settings.epoch, state.audit_oldest()));
+                Cursor { epoch, index, local: Some(ring.oldest()) }
+            },
+            // What another daemon saw is not told here: this one goes on with what it sees from now on.
+            |asked| Cursor {
+                local: asked.local.filter(|id| id.boot == ring.latest().boot).or(Some(ring.latest())),
+                ..asked
+            },
+        );
+        let (ledger, local) = (context.ledger.changed(), ring.changed());
+        let mut reading = Reading { context, merge: Merge::new(cursor), ledger, local, follow, ended: false };
+        reading.read()?;
+        Ok(stream::unfold(reading, next_event).boxed())
     }
 }
 
+/// One client's way through the events.
 struct Reading {
-    events: Events,
-    changed: tokio::sync::watch::Receiver<EventId>,
-    cursor: EventId,
-    waiting: std::collections::VecDeque<Event>,
+    context: Arc<Context>,
+    merge: Merge,
+    ledger: watch::Receiver<u64>,
+    local: watch::Receiver<EventId>,
     follow: bool,
+    /// A failure was told.
+    ended: bool,
+}
+
+impl Reading {
+    /// Reads on where something has run dry.
+    fn read(&mut self) -> Result<()> {
+        self.ledger.borrow_and_update();
+        self.local.borrow_and_update();
+        let cursor = self.merge.cursor();
+        let (ledger, local) = self.merge.dry();
+        if ledger {
+            let (told, read_to) = self.context.ledger.read(|state| read_audit(state, cursor))?;
+            self.merge.add_ledger(told, read_to);
+        }
+        if local && let Some(id) = cursor.local {
+            let events = self.context.events.since(id, EVENTS_AT_ONCE);
+            let oldest = |expired: Expired| {
+                let oldest = Cursor { local: Some(expired.oldest), ..cursor };
+                expired_cursor(cursor, oldest, "happenings of this node behind it are no longer kept")
+            };
+            self.merge.add_local(events.map_err(oldest)?);
+        }
+        Ok(())
+    }
+
+    /// Waits for news of either kind; no more when the node stops.
+    async fn changed(&mut self) -> Option<()> {
+        tokio::select! {
+            biased;
+            () = self.context.shutdown.cancelled() => None,
+            changed = self.ledger.changed() => changed.ok(),
+            changed = self.local.changed() => changed.ok(),
+            () = tokio::time::sleep(SPARE_LOOK), if self.context.ledger.status().part == Part::Spare => {
+                let _ = self.context.ledger.refresh(SPARE_LOOK).await;
+                Some(())
+            }
+        }
+    }
 }
 
 async fn next_event(mut reading: Reading) -> Option<(Result<EventView>, Reading)> {
+    if reading.ended {
+        return None;
+    }
     loop {
-        if let Some(event) = reading.waiting.pop_front() {
-            reading.cursor = event.id;
-            return Some((Ok(view(event)), reading));
+        let before = reading.merge.cursor();
+        // Whatever has run dry is read before anything is told, so that both are told in the order of time.
+        if let Err(failure) = reading.read() {
+            // The reader was too slow: say so once and end.
+            reading.ended = true;
+            return Some((Err(failure), reading));
         }
-        reading.changed.borrow_and_update();
-        match read_events(&reading.events, reading.cursor) {
-            Err(failure) => {
-                // The reader was too slow: say so once and end.
-                reading.follow = false;
-                reading.cursor = reading.events.latest();
-                return Some((Err(failure), reading));
-            }
-            Ok(more) if !more.is_empty() => reading.waiting = more.into(),
-            Ok(_) if !reading.follow => return None,
-            Ok(_) => reading.changed.changed().await.ok()?,
+        if let Some(view) = reading.merge.pop() {
+            return Some((Ok(view), reading));
         }
+        if reading.merge.cursor() != before {
+            // Refusals only: there may be more behind them.
+            tokio::task::consume_budget().await;
+            continue;
+        }
+        if !reading.follow {
+            return None;
+        }
+        reading.changed().await?;
     }
 }
 
-fn read_events(events: &Events, cursor: EventId) -> Result<Vec<Event>> {
-    events
-        .since(cursor, EVENTS_AT_ONCE)
-        .map_err(|expired| Failure::new("expired-cursor", expired.to_string()).hint("begin again without a cursor"))
+/// Some of the ledger's events behind the cursor, and how far that is.
+fn read_audit(state: &State, cursor: Cursor) -> Result<(Vec<(u64, EventView)>, u64)> {
+    let epoch = state.settings.epoch;
+    let oldest = Cursor { epoch, index: state.audit_oldest(), ..cursor };
+    if cursor.epoch > epoch {
+        // This copy is behind: it will come.
+        return Ok((Vec::new(), cursor.index));
+    }
+    if cursor.epoch < epoch && state.initialized() {
+        return Err(expired_cursor(cursor, oldest, "the ledger was made anew since"));
+    }
+    let Ok(entries) = state.audit_since(cursor.index) else {
+        return Err(expired_cursor(cursor, oldest, "what came next is no longer kept"));
+    };
+    let name_of =
+        |node| state.nodes.get(&node).map_or_else(|| node.short().to_string(), |record| record.name.to_string());
+    let (mut told_of, mut read_to) = (Vec::new(), cursor.index);
+    for entry in entries.take(EVENTS_AT_ONCE) {
+        read_to = entry.index;
+        told_of.extend(told(entry, name_of).map(|view| (entry.index, view)));
+    }
+    Ok((told_of, read_to))
 }
 
-fn view(event: Event) -> EventView {
-    let tenant = event.data.iter().find(|(key, _)| key == "tenant").and_then(|(_, tenant)| tenant.parse().ok());
-    EventView {
-        cursor: event.id.to_string(),
-        at_ms: event.at_ms,
-        kind: event.kind.to_owned(),
-        tenant,
-        subject: event.subject,
-        message: event.message,
-    }
+fn expired_cursor(cursor: Cursor, oldest: Cursor, why: &str) -> Failure {
+    let refusal = Refusal::new("expired-cursor", format!("event cursor {cursor} has expired: {why}"));
+    refusal
+        .field("since", cursor)
+        .hint(format!("the oldest cursor is {oldest}: go on from it, or begin without one"))
+        .into()
 }

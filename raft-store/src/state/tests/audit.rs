@@ -88,3 +88,33 @@ fn the_audit_is_a_chain() {
     assert_eq!((last.verb.as_str(), last.result.as_str()), ("remove-node", codes::NOT_FOUND));
     assert_eq!(world.state.settings.audit_count, audit.len() as u64);
 }
+
+#[test]
+fn the_audit_names_what_it_is_about_even_when_that_is_gone() {
+    let mut world = World::new();
+    world.ok(create(1, "web"));
+    world.ok(desire(1, Desired::Deleted));
+    world.no(desire(1, Desired::Running));
+    let told =
+        |entry: &AuditEntry| (entry.verb.clone(), entry.tenant.clone(), entry.about.clone(), entry.result.clone());
+    let last: Vec<_> = world.state.audit.iter().rev().take(3).map(|entry| told(entry)).collect();
+    let default = Some(name("default"));
+    assert_eq!(last[2], ("create-machine".into(), default.clone(), "web".into(), "ok".into()));
+    assert_eq!(last[1], ("delete-machine".into(), default, "web".into(), "ok".into()));
+    assert_eq!(last[0].3, codes::NOT_FOUND);
+}
+
+#[test]
+fn the_audit_is_read_from_any_index_that_is_kept() {
+    let mut world = World::new();
+    world.ok(create(1, "web"));
+    let last = world.index;
+    assert_eq!(world.state.audit_since(0).unwrap().count(), world.state.audit.len());
+    assert_eq!(world.state.audit_since(last - 1).unwrap().map(|entry| entry.index).collect::<Vec<_>>(), [last]);
+    assert_eq!(world.state.audit_since(last + 5).unwrap().count(), 0, "this copy is behind");
+    // The first link was dropped.
+    let gone = world.state.audit.pop_front().unwrap().index;
+    let oldest = world.state.audit_since(gone.saturating_sub(1)).err().unwrap();
+    assert_eq!(oldest, world.state.audit_oldest());
+    assert_eq!(world.state.audit_since(oldest).unwrap().count(), world.state.audit.len());
+}
