@@ -401,4 +401,4 @@ impl From<TransferAnswerV1> for TransferLeaderResponse<TC> {
 
 #[cfg(test)]
 #[path = "codec_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -11,7 +11,7 @@ use super::*;
 use crate::feed::{Frames, Mine};
 
 /// A frame of type `T` with a good checksum around any body: what a hostile peer can make.
-fn framed<T: Record>(body: &[u8]) -> Vec<u8> {
+pub(crate) fn framed<T: Record>(body: &[u8]) -> Vec<u8> {
     let mut head = Vec::new();
     head.extend_from_slice(&wire::MAGIC);
     for word in [wire::PROTOCOL, T::TYPE, T::VERSION, 0] {

@@ -49,6 +49,10 @@ pub(crate) const FORWARD_BATCH: usize = 256;
 pub(crate) const FORWARD_BYTES: usize = 1 << 20;
 /// How long such a request may take. Callers wait longer, and send it again.
 pub(crate) const FORWARD_TIMEOUT: Duration = Duration::from_secs(3);
+/// A leader that has not answered a request for so long is asked through another member as well.
+pub(crate) const RELAY_AFTER: Duration = Duration::from_millis(750);
+/// How long the second half of that way may take.
+pub(crate) const RELAYED_TIMEOUT: Duration = Duration::from_millis(2_500);
 /// Pause before a write is tried again, at first.
 pub(crate) const RETRY_MIN: Duration = Duration::from_millis(10);
 /// The same, at most.

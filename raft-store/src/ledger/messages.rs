@@ -21,9 +21,22 @@ pub(crate) const JUDGE: Kind = 108;
 /// A spare asks for a page of what it may know.
 pub(crate) const PAGE: Kind = 109;
 
+/// Writes for the leader from a node that it does not answer, through another member.
+pub(crate) const RELAY: Kind = 110;
+/// [`READ_INDEX`] from a node that the leader does not answer, through another member.
+pub(crate) const RELAY_READ_INDEX: Kind = 111;
+
 /// Framed envelopes for the leader, whose actor is the sender.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ForwardV1 {
+    pub(crate) envelopes: Vec<Vec<u8>>,
+}
+
+/// Framed envelopes for the leader, whose actor is `origin`. The origin sends them to a member, which passes them on
+/// to the leader as they are; nobody passes on what comes from another than its origin, so there is no second hop.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RelayV1 {
+    pub(crate) origin: NodeId,
     pub(crate) envelopes: Vec<Vec<u8>>,
 }
 
@@ -111,13 +124,16 @@ pub(crate) struct PageV1 {
     pub(crate) data: Vec<u8>,
 }
 
-records!(PageRequestV1 = (163, 1), PageV1 = (164, 1));
+records!(PageRequestV1 = (163, 1), PageV1 = (164, 1), RelayV1 = (165, 1));
 
-/// Feeds any bytes to every decoder of this file.
+/// Feeds any body to every decoder of this file, in a frame with a good checksum.
 #[cfg(test)]
-pub(crate) fn feed_decoders(bytes: &[u8]) {
+pub(crate) fn feed_decoders(body: &[u8]) {
+    use crate::codec::tests::framed;
     use fabric::wire::decode;
-    let _ = (decode::<ForwardV1>(bytes), decode::<ForwardAnswerV1>(bytes), decode::<ReadIndexV1>(bytes));
-    let _ = (decode::<EmptyV1>(bytes), decode::<RenewAnswerV1>(bytes), decode::<JudgeV1>(bytes));
-    let _ = (decode::<VerdictV1>(bytes), decode::<PageRequestV1>(bytes), decode::<PageV1>(bytes));
+    macro_rules! feed {
+        ($($record:ty),+ $(,)?) => { $( let _ = decode::<$record>(&framed::<$record>(body)); )+ };
+    }
+    feed!(ForwardV1, RelayV1, ForwardAnswerV1, ReadIndexV1, EmptyV1, RenewAnswerV1, JudgeV1, VerdictV1);
+    feed!(PageRequestV1, PageV1);
 }

@@ -8,7 +8,7 @@ use openraft::ReadPolicy;
 use openraft::errors::{LinearizableReadError, RaftError};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::messages::{EmptyV1, READ_INDEX, ReadIndexV1};
+use super::messages::{EmptyV1, READ_INDEX, RELAY_READ_INDEX, ReadIndexV1};
 use super::{Inner, Ledger, LedgerError, Part};
 use crate::codes;
 use crate::tuning::{READ_INDEX_TIMEOUT, READ_TIMEOUT, RETRY_MAX, RETRY_MIN};
@@ -77,7 +77,14 @@ impl Inner {
             }
             Err(_) => {
                 self.forget_leader(target);
-                None
+                // It may be this node alone that the leader does not answer.
+                let relay = self.relay(target)?;
+                let body = wire::encode(&EmptyV1);
+                let answer = self.rpc.call(relay, RELAY_READ_INDEX, body, 2 * READ_INDEX_TIMEOUT).await.ok()?;
+                match wire::decode(&answer) {
+                    Ok(ReadIndexV1::Index(index)) => Some(index),
+                    Ok(ReadIndexV1::NotLeader(_)) | Err(_) => None,
+                }
             }
         }
     }
@@ -128,5 +135,20 @@ impl Inner {
             Err(hint) => ReadIndexV1::NotLeader(hint),
         };
         Ok(wire::encode(&answer))
+    }
+
+    /// Serves [`RELAY_READ_INDEX`]: asks the leader, who answers for itself alone.
+    pub(super) async fn serve_relayed_read_index(&self, body: &[u8]) -> Result<Vec<u8>, Refusal> {
+        let EmptyV1 = wire::decode(body).map_err(|error| Refusal::new(codes::INVALID, error.to_string()))?;
+        let unknown = || wire::encode(&ReadIndexV1::NotLeader(None));
+        if self.leads() {
+            return Ok(self
+                .own_read_index()
+                .await
+                .map_or_else(|_| unknown(), |at| wire::encode(&ReadIndexV1::Index(at))));
+        }
+        let Some(leader) = self.other_leader() else { return Ok(unknown()) };
+        let answer = self.rpc.call(leader, READ_INDEX, wire::encode(&EmptyV1), READ_INDEX_TIMEOUT).await;
+        Ok(answer.unwrap_or_else(|_| unknown()))
     }
 }

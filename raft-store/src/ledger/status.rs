@@ -132,7 +132,8 @@ impl Inner {
             _ => &machine.state,
         };
         let name = |node: &NodeId| state.nodes.get(node).map_or_else(|| node.short(), |record| record.name.to_string());
-        let named: Vec<(String, bool)> = voters.iter().map(|node| (name(node), alive.contains(node))).collect();
+        let mut named: Vec<(String, bool)> = voters.iter().map(|node| (name(node), alive.contains(node))).collect();
+        named.sort();
         let able = state.nodes.values().filter(|record| record.role == Role::Voter).count();
         voters::tolerance(&named, able.max(voters.len())).words
     }

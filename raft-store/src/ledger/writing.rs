@@ -9,7 +9,8 @@ use std::sync::{Arc, Weak};
 use bytes::Bytes;
 use fabric::ids::{IdempotencyKey, NodeId};
 use fabric::limits::{COMMAND_FRAME_BYTES_MAX, WRITE_TIMEOUT};
-use fabric::rpc::{CallError, Peer, Refusal};
+use fabric::model::Role;
+use fabric::rpc::{CallError, Kind, Peer, Refusal};
 use fabric::seams::draw;
 use fabric::wire;
 use futures_util::StreamExt;
@@ -18,11 +19,13 @@ use openraft::errors::{ClientWriteError, RaftError};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
-use super::messages::{FORWARD, ForwardAnswerV1, ForwardV1, WriteAnswerV1};
+use super::messages::{FORWARD, ForwardAnswerV1, ForwardV1, RELAY, RelayV1, WriteAnswerV1};
 use super::{Inner, Ledger, LedgerError, leasing};
 use crate::codes;
 use crate::command::{Actor, Command, Envelope, Outcome};
-use crate::tuning::{FORWARD_BATCH, FORWARD_BYTES, FORWARD_TIMEOUT, RETRY_MAX, RETRY_MIN};
+use crate::tuning::{
+    FORWARD_BATCH, FORWARD_BYTES, FORWARD_TIMEOUT, RELAY_AFTER, RELAYED_TIMEOUT, RETRY_MAX, RETRY_MIN,
+};
 use crate::types::{Proposal, TC};
 
 /// A write that was applied.
@@ -231,20 +234,8 @@ impl Inner {
     }
 
     async fn send_batch(&self, target: NodeId, batch: Vec<Pending>) {
-        let envelopes = batch.iter().map(|pending| pending.frame.clone()).collect();
-        let body = wire::encode(&ForwardV1 { envelopes });
-        let call = self.rpc.call(target, FORWARD, body, FORWARD_TIMEOUT);
-        let outcome = tokio::select! { biased;
-            outcome = call => outcome,
-            // The leader is gone and another one leads: its answer may never come.
-            () = self.succeeded(target) => Err(CallError::Timeout { node: target, after: FORWARD_TIMEOUT }),
-        };
-        let answers = outcome.and_then(|bytes| {
-            let answer: ForwardAnswerV1 =
-                wire::decode(&bytes).map_err(|error| CallError::Garbled { node: target, cause: error.to_string() })?;
-            Ok(answer.answers)
-        });
-        match answers {
+        let envelopes: Vec<_> = batch.iter().map(|pending| pending.frame.clone()).collect();
+        match self.send_writes(target, envelopes).await {
             Ok(answers) if answers.len() == batch.len() => {
                 for (pending, answer) in batch.into_iter().zip(answers) {
                     // The caller may have given up.
@@ -263,6 +254,72 @@ impl Inner {
         }
     }
 
+    /// Sends writes to the leader and, when it cannot be reached or does not answer soon, through another member as well
+    /// (a cut may be in one direction, or between two nodes alone). The keys of the writes make doing both harmless.
+    async fn send_writes(&self, target: NodeId, envelopes: Vec<Vec<u8>>) -> Result<Vec<WriteAnswerV1>, CallError> {
+        let body = wire::encode(&ForwardV1 { envelopes: envelopes.clone() });
+        let direct = self.call_for_answers(target, FORWARD, body);
+        tokio::pin!(direct);
+        let failed = match timeout(RELAY_AFTER, direct.as_mut()).await {
+            Ok(Err(error @ CallError::Unreachable { .. })) => Some(error),
+            Ok(done) => return done,
+            Err(_) => None,
+        };
+        let relay = match self.relay(target) {
+            Some(relay) => relay,
+            None => return if let Some(error) = failed { Err(error) } else { direct.await },
+        };
+        tracing::debug!(leader = %target.short(), through = %relay.short(), "the leader does not answer: asking it through another");
+        let body = wire::encode(&RelayV1 { origin: self.me, envelopes });
+        let relayed = self.call_for_answers(relay, RELAY, body);
+        match failed {
+            Some(_) => relayed.await,
+            None => {
+                tokio::pin!(relayed);
+                // The first good answer; an error only when both have failed.
+                tokio::select! { biased;
+                    first = direct.as_mut() => if first.is_ok() { first } else { relayed.await },
+                    first = relayed.as_mut() => if first.is_ok() { first } else { direct.await },
+                }
+            }
+        }
+    }
+
+    /// Asks for what became of writes.
+    async fn call_for_answers(
+        &self,
+        target: NodeId,
+        kind: Kind,
+        body: Vec<u8>,
+    ) -> Result<Vec<WriteAnswerV1>, CallError> {
+        let call = self.rpc.call(target, kind, body, FORWARD_TIMEOUT);
+        let bytes = tokio::select! { biased;
+            outcome = call => outcome?,
+            // The leader is gone and another one leads: its answer may never come.
+            () = self.succeeded(target), if kind == FORWARD => {
+                return Err(CallError::Timeout { node: target, after: FORWARD_TIMEOUT });
+            }
+        };
+        let answer: ForwardAnswerV1 =
+            wire::decode(&bytes).map_err(|error| CallError::Garbled { node: target, cause: error.to_string() })?;
+        Ok(answer.answers)
+    }
+
+    /// A member to go through to the leader, another one each time.
+    pub(super) fn relay(&self, leader: NodeId) -> Option<NodeId> {
+        let alive = self.surroundings.alive();
+        let mut relays = self.sources();
+        relays.retain(|node| *node != leader && alive.contains(node));
+        // Whoever asks around takes a turn in between.
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed) / 2;
+        (!relays.is_empty()).then(|| relays[turn % relays.len()])
+    }
+
+    /// Who leads, if not this node.
+    pub(super) fn other_leader(&self) -> Option<NodeId> {
+        self.server_metrics().current_leader.map(|leader| leader.0).filter(|node| *node != self.me)
+    }
+
     pub(super) fn forget_leader(&self, node: NodeId) {
         let mut heard = self.heard();
         if heard.hint == Some(node) {
@@ -273,28 +330,58 @@ impl Inner {
     /// Serves [`FORWARD`].
     pub(super) async fn serve_forward(&self, peer: Peer, body: &[u8]) -> Result<Vec<u8>, Refusal> {
         let request: ForwardV1 = wire::decode(body).map_err(|error| Refusal::new(codes::INVALID, error.to_string()))?;
-        let mut answers = vec![WriteAnswerV1::Unknown; request.envelopes.len()];
+        Ok(wire::encode(&self.propose_for(peer.id, &request.envelopes).await))
+    }
+
+    /// Serves [`RELAY`]: what comes from its origin is passed on to the leader, what was passed on is proposed.
+    ///
+    /// Who passed it on is believed about who asks if its role is voter: it may be voted for, and a leader can write
+    /// any entry. A worker is not.
+    pub(super) async fn serve_relay(&self, peer: Peer, body: &[u8]) -> Result<Vec<u8>, Refusal> {
+        let request: RelayV1 = wire::decode(body).map_err(|error| Refusal::new(codes::INVALID, error.to_string()))?;
+        let first_hop = peer.id == request.origin;
+        if !first_hop && peer.role != Role::Voter {
+            return Err(Refusal::new(codes::DENIED, "a worker speaks for itself alone"));
+        }
+        if first_hop
+            && !self.leads()
+            && let Some(leader) = self.other_leader()
+        {
+            let answer = self.rpc.call(leader, RELAY, body.to_vec(), RELAYED_TIMEOUT).await;
+            let unknown = || vec![WriteAnswerV1::Unknown; request.envelopes.len()];
+            return match answer {
+                Ok(answer) => Ok(answer),
+                Err(CallError::Refused(refusal)) => Err(refusal),
+                Err(_) => Ok(wire::encode(&ForwardAnswerV1 { answers: unknown() })),
+            };
+        }
+        Ok(wire::encode(&self.propose_for(request.origin, &request.envelopes).await))
+    }
+
+    /// Proposes what `origin` asks for, if this node leads.
+    async fn propose_for(&self, origin: NodeId, envelopes: &[Vec<u8>]) -> ForwardAnswerV1 {
+        let mut answers = vec![WriteAnswerV1::Unknown; envelopes.len()];
         let mut proposals = Vec::with_capacity(answers.len());
-        for (at, frame) in request.envelopes.iter().enumerate() {
-            match self.open(peer, frame) {
+        for (at, frame) in envelopes.iter().enumerate() {
+            match self.open(origin, frame) {
                 Ok(proposal) => proposals.push((at, proposal)),
                 Err(refusal) => answers[at] = WriteAnswerV1::Refused(refusal),
             }
         }
         // Past this time the sender has given up, too.
         let _ = timeout(FORWARD_TIMEOUT, self.propose_many(proposals, &mut answers)).await;
-        Ok(wire::encode(&ForwardAnswerV1 { answers }))
+        ForwardAnswerV1 { answers }
     }
 
     /// Checks a forwarded envelope and makes it ready for the log. A node may only speak as itself.
-    fn open(&self, peer: Peer, frame: &[u8]) -> Result<Sealed, Refusal> {
+    fn open(&self, origin: NodeId, frame: &[u8]) -> Result<Sealed, Refusal> {
         if frame.len() > COMMAND_FRAME_BYTES_MAX {
             return Err(Refusal::new(codes::LIMIT, "the request is too large"));
         }
         let envelope: Envelope =
             wire::decode(frame).map_err(|error| Refusal::new(codes::INVALID, error.to_string()))?;
-        if envelope.actor.node != peer.id {
-            let message = format!("node {} asks in the name of {}", peer.id.short(), envelope.actor.node.short());
+        if envelope.actor.node != origin {
+            let message = format!("node {} asks in the name of {}", origin.short(), envelope.actor.node.short());
             return Err(Refusal::new(codes::DENIED, message));
         }
         if let Some(cause) = envelope.command.halts() {

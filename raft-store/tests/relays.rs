@@ -1,0 +1,66 @@
+//! A node that the leader does not answer writes through another one.
+
+mod common;
+
+use common::{Cluster, eventually, id_of, machine, machine_id, place, run, tenant};
+use fabric::model::Role;
+use raft_store::command::{Actor, Command};
+use raft_store::ledger::{LedgerError, Part};
+
+/// Three voters and a worker (the last host); which one leads.
+async fn three_and_a_worker() -> (Cluster, usize) {
+    let cluster = Cluster::new(4).await;
+    cluster.init().await;
+    for number in 2..=3 {
+        cluster.admit(number, Role::Voter).await;
+    }
+    cluster.admit(4, Role::Worker).await;
+    cluster.voters(3).await;
+    let leader = cluster.leader().await;
+    (cluster, leader)
+}
+
+#[test]
+fn a_follower_that_cannot_hear_the_leader_writes_through_another() {
+    run(async {
+        let (cluster, leader) = three_and_a_worker().await;
+        let deaf = (leader + 1) % 3;
+        cluster.net.cut_one_way(cluster.hosts[leader].id, cluster.hosts[deaf].id);
+        for number in 0..5 {
+            cluster.write(deaf, tenant(number)).await.unwrap();
+        }
+        // Nobody was deposed for it, and every write was done once.
+        assert_eq!(cluster.ledger(leader).status().part, Part::Leader);
+        cluster.ledger(leader).linearizable().await.unwrap();
+        assert_eq!(cluster.read(leader, |state| state.tenants.len()), 6);
+        let made = |state: &raft_store::state::State| state.audit.iter().filter(|e| e.verb == "create-tenant").count();
+        assert_eq!(cluster.read(leader, made), 5);
+        // The same when it can neither hear nor tell the leader.
+        cluster.net.cut_one_way(cluster.hosts[deaf].id, cluster.hosts[leader].id);
+        cluster.write(deaf, tenant(5)).await.unwrap();
+        cluster.net.heal();
+        cluster.ledger(deaf).linearizable().await.unwrap();
+        assert_eq!(cluster.read(deaf, |state| state.tenants.len()), 7);
+    });
+}
+
+#[test]
+fn a_worker_writes_about_itself_through_another_and_no_more() {
+    run(async {
+        let (cluster, leader) = three_and_a_worker().await;
+        for command in machine(1, false) {
+            cluster.write(leader, command).await.unwrap();
+        }
+        cluster.write(leader, place(machine_id(1), 0, id_of(4))).await.unwrap();
+        eventually("the worker knows its machine", || (cluster.ledger(3).mine().machines.len() == 1).then_some(()))
+            .await;
+        cluster.net.cut_one_way(cluster.hosts[leader].id, id_of(4));
+        cluster.write(3, Command::Confirm { machine: machine_id(1), epoch: 1 }).await.unwrap();
+        let denied = |error: &LedgerError| matches!(error, LedgerError::Refused(refusal) if refusal.code == "denied");
+        let error = cluster.write(3, tenant(1)).await.unwrap_err();
+        assert!(denied(&error), "{error}");
+        // Nobody is believed to be another, whoever passes it on.
+        let error = cluster.ledger(3).write(Actor::fabric(id_of(1)), None, tenant(1)).await.unwrap_err();
+        assert!(denied(&error), "{error}");
+    });
+}
