@@ -18,6 +18,10 @@ pub const CONFIG_FILE: &str = "/etc/smartnode/smartnode.toml";
 pub const DATA_DIR: &str = "/var/lib/smartnode";
 /// The admin socket of a node with the default data directory.
 pub const ADMIN_SOCKET: &str = "/run/smartnode/admin.sock";
+/// The node writes the certificates of its cluster's CAs into this file of its data directory.
+pub const CA_FILE: &str = "ca.pem";
+/// Locked by the daemon that uses the data directory.
+pub const LOCK_FILE: &str = "lock";
 /// Port of the fabric (UDP).
 pub const FABRIC_PORT: u16 = 7420;
 /// Port of the admin API (TCP, loopback).
@@ -62,7 +66,7 @@ pub struct NodeArgs {
     /// Address at which peers reach this node [default: the source address of the route to them]
     #[arg(long, env = "SMARTNODE_ADVERTISE", value_name = "IP:PORT")]
     pub advertise: Option<SocketAddr>,
-    /// Loopback TCP address of the admin port [default: 127.0.0.1:7421]
+    /// TCP address of the admin port; with TLS unless it is a loopback one [default: 127.0.0.1:7421]
     #[arg(long, env = "SMARTNODE_ADMIN_LISTEN", value_name = "IP:PORT")]
     pub admin_listen: Option<SocketAddr>,
     /// Unix socket of the admin port [default: /run/smartnode/admin.sock, or admin.sock in another data directory]
@@ -74,9 +78,12 @@ pub struct NodeArgs {
     /// Failure domain: machines of one group are spread over zones
     #[arg(long, env = "SMARTNODE_ZONE", value_name = "ZONE")]
     pub zone: Option<String>,
-    /// Label of the node (repeatable)
-    #[arg(long = "label", env = "SMARTNODE_LABELS", value_delimiter = ',', value_name = "K=V", value_parser = units::key_value)]
+    /// Label of the node (repeatable) [env: SMARTNODE_LABELS=K=V,K=V]
+    #[arg(long = "label", value_name = "K=V", value_parser = units::key_value)]
     pub labels: Vec<(String, String)>,
+    /// Labels from the environment, where a comma parts them
+    #[arg(long = "labels", hide = true, env = "SMARTNODE_LABELS", value_delimiter = ',', value_parser = units::key_value)]
+    pub all_labels: Vec<(String, String)>,
     /// How the log is written [default: text]
     #[arg(long, env = "SMARTNODE_LOG_FORMAT", value_enum, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
@@ -109,7 +116,7 @@ pub struct NodeOptions {
     pub listen: SocketAddr,
     /// Where peers reach it; none means the route's source address.
     pub advertise: Option<SocketAddr>,
-    /// Loopback TCP address of the admin port.
+    /// TCP address of the admin port.
     pub admin_listen: SocketAddr,
     /// Unix socket of the admin port.
     pub admin_socket: PathBuf,
@@ -239,7 +246,8 @@ impl NodeOptions {
     fn merge(place: &PlaceArgs, flags: NodeArgs, file: ConfigFile) -> Result<Self, ConfigError> {
         let data_dir = place.data_dir(&file);
         let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, ADMIN_PORT));
-        let labels = if flags.labels.is_empty() { file.labels } else { Some(flags.labels.into_iter().collect()) };
+        let typed = if flags.labels.is_empty() { flags.all_labels } else { flags.labels };
+        let labels = if typed.is_empty() { file.labels } else { Some(typed.into_iter().collect()) };
         let names = if flags.admin_names.is_empty() { file.admin_names } else { Some(flags.admin_names) };
         let options = NodeOptions {
             name: flags.name.or(file.name),
@@ -262,10 +270,6 @@ impl NodeOptions {
         if self.admin_socket.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
             let words = format!("{} is longer than {SOCKET_PATH_BYTES_MAX} bytes", self.admin_socket.display());
             return invalid("admin_socket", words);
-        }
-        if !self.admin_listen.ip().is_loopback() {
-            let words = format!("{} is no loopback address, and this port has no TLS", self.admin_listen);
-            return invalid("admin_listen", words);
         }
         if let Some(address) = self.advertise.filter(|address| address.ip().is_unspecified() || address.port() == 0) {
             return invalid("advertise", format!("peers cannot reach {address}"));
@@ -314,7 +318,7 @@ mod tests {
 
     #[test]
     fn what_cannot_work_is_refused() {
-        for bad in ["admin_listen = \"0.0.0.0:7421\"", "advertise = \"0.0.0.0:7420\"", "labels = { \"a b\" = \"c\" }"] {
+        for bad in ["advertise = \"0.0.0.0:7420\"", "labels = { \"a b\" = \"c\" }"] {
             assert!(merge(NodeArgs::default(), bad).is_err(), "{bad}");
         }
         let long = format!("data_dir = \"/{}\"", "x".repeat(120));

@@ -22,6 +22,10 @@ pub const API_ROOT_CONNECTIONS_MAX: usize = 1_024;
 pub const API_USER_CONNECTIONS_MAX: usize = 128;
 /// Connections at the TCP port.
 pub const API_TCP_CONNECTIONS_MAX: usize = 1_024;
+/// TLS handshakes under way at the TCP port.
+pub const API_HANDSHAKES_MAX: usize = 256;
+/// A TLS handshake is done within this time.
+pub const API_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Open event streams, logs, execs and forwards.
 pub const API_STREAMS_MAX: usize = 512;
 /// Items of one page.

@@ -115,3 +115,28 @@ fn credentials_of_another_key_are_refused() {
     let error = Credentials::new(key(), certificate, ca.cert_der().to_vec()).unwrap_err();
     assert!(matches!(error, IdentityError::OtherNode { .. }));
 }
+
+#[test]
+fn a_ca_survives_its_pem_file() {
+    let (one, other) = (ca(), ca());
+    let trust = Trust::new([one.cert_der().to_vec(), other.cert_der().to_vec()]).unwrap();
+    let text = trust.to_pem();
+    let again = Trust::from_pem(&format!("a comment\n{text}")).unwrap();
+    assert_eq!(again.cas().collect::<Vec<_>>(), [one.cert_der(), other.cert_der()]);
+    for bad in ["", "nonsense", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
+        assert!(Trust::from_pem(bad).is_err(), "{bad:?}");
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_certificate_and_no_pem_file_panics(
+        der in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..400),
+        text in "(-----BEGIN CERTIFICATE-----\n)?[A-Za-z0-9+/=\n -]{0,200}(\n-----END CERTIFICATE-----)?",
+    ) {
+        let trust = trusting(&ca());
+        proptest::prop_assert!(trust.verify(&der, NOW).is_err());
+        proptest::prop_assert!(Trust::new([der]).is_err());
+        let _ = Trust::from_pem(&text);
+    }
+}

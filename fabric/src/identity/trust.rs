@@ -18,6 +18,9 @@ use crate::wire;
 
 const FILE: &str = "trust";
 
+/// The tag of a certificate in PEM.
+const CERTIFICATE: &str = "CERTIFICATE";
+
 /// Trust as transport, node and gossip share it. Locked for moments only, never across an await.
 pub type SharedTrust = Arc<RwLock<Trust>>;
 
@@ -78,6 +81,23 @@ impl Trust {
     /// No longer trusts the CA with this fingerprint.
     pub fn drop_ca(&mut self, fingerprint: Digest) {
         self.cas.retain(|ca| ca.fingerprint != fingerprint);
+    }
+
+    /// Trusts the CAs of a PEM file, as [`Trust::to_pem`] writes it.
+    ///
+    /// # Errors
+    /// When there is none in it, one is malformed, or there are more than `CAS_MAX`.
+    pub fn from_pem(text: &str) -> Result<Self, IdentityError> {
+        let blocks = pem::parse_many(text).map_err(|_| IdentityError::Malformed("it is no PEM text"))?;
+        let trust =
+            Trust::new(blocks.into_iter().filter(|block| block.tag() == CERTIFICATE).map(pem::Pem::into_contents))?;
+        if trust.cas.is_empty() { Err(IdentityError::Malformed("there is no certificate in it")) } else { Ok(trust) }
+    }
+
+    /// The certificates of the trusted CAs as PEM, for clients on other hosts.
+    pub fn to_pem(&self) -> String {
+        let blocks: Vec<_> = self.cas().map(|der| pem::Pem::new(CERTIFICATE, der)).collect();
+        pem::encode_many_config(&blocks, pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF))
     }
 
     /// Certificates (DER) of the trusted CAs.

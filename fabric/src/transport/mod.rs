@@ -42,6 +42,11 @@ use request::{AskError, Tag};
 
 pub use stream::{Stream, StreamReader, StreamRequest, StreamRouter, StreamWriter};
 
+/// TLS of a client of an admin port on another host: any node of role voter of these CAs will do.
+pub fn admin_client_tls(clock: Arc<dyn crate::seams::Clock>, cas: crate::identity::Trust) -> Arc<rustls::ClientConfig> {
+    Arc::new(tls::admin_client(clock, cas))
+}
+
 /// Which of a peer's connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Class {
@@ -253,6 +258,11 @@ impl Transport {
     /// Shows another certificate from now on (after a renewal). Open connections stay.
     pub fn set_credentials(&self, credentials: &Credentials) {
         self.shared.shown.replace(credentials);
+    }
+
+    /// TLS for an admin port that other hosts reach. It follows [`Transport::set_credentials`].
+    pub fn admin_tls(&self) -> Arc<rustls::ServerConfig> {
+        Arc::new(tls::admin_server(self.shared.seams.clock.clone(), self.shared.shown.clone()))
     }
 
     /// Remembers where a node listens; the latest address counts for the next dial.

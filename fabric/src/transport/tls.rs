@@ -19,6 +19,7 @@ use rustls::{DigitallySignedStruct, DistinguishedName, SignatureScheme};
 use super::Alpn;
 use crate::identity::{Credentials, IdentityError, SharedTrust, Trust, wanted_node};
 use crate::ids::Digest;
+use crate::model::Role;
 use crate::seams::Clock;
 
 /// The wall clock seam as rustls and quinn want it.
@@ -219,6 +220,38 @@ impl ServerCertVerifier for JoinVerifier {
     signatures!();
 }
 
+/// What the admin port speaks inside TLS.
+const ADMIN_ALPN: &[u8] = b"http/1.1";
+
+/// Judges a node that a client of its admin port has dialled by address, so that no particular node is wanted: any of
+/// role voter will do. Such a node may do whatever a token that it is shown allows. A worker may not, so it must not be
+/// taken for a voter whose address it answers at.
+#[derive(Debug)]
+struct AdminVerifier {
+    trust: Trust,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for AdminVerifier {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let peer = self.trust.verify(certificate, Duration::from_secs(now.as_secs())).map_err(refused)?;
+        if peer.role != Role::Voter {
+            return Err(rustls::Error::General(
+                "a worker answers, which serves its own host alone: ask a voter".into(),
+            ));
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+    signatures!();
+}
+
 /// The one TLS configuration of the accepting side; the protocol decides afterwards what a client may do.
 pub(super) fn server(clock: Arc<dyn Clock>, trust: SharedTrust, shown: Arc<Shown>) -> QuicServerConfig {
     let provider = provider();
@@ -232,6 +265,29 @@ pub(super) fn server(clock: Arc<dyn Clock>, trust: SharedTrust, shown: Arc<Shown
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     QuicServerConfig::try_from(config).expect("ring has QUIC's first cipher suite")
+}
+
+/// TLS of the admin port for other hosts: the node's certificate; clients show tokens, not certificates.
+pub(super) fn admin_server(clock: Arc<dyn Clock>, shown: Arc<Shown>) -> rustls::ServerConfig {
+    let mut config = rustls::ServerConfig::builder_with_details(provider(), Arc::new(Wall(clock)))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("ring has TLS 1.3")
+        .with_no_client_auth()
+        .with_cert_resolver(shown);
+    config.alpn_protocols = vec![ADMIN_ALPN.to_vec()];
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    config
+}
+
+/// TLS of a client of that port.
+pub(super) fn admin_client(clock: Arc<dyn Clock>, trust: Trust) -> rustls::ClientConfig {
+    let verifier = Arc::new(AdminVerifier { trust, provider: provider() });
+    let mut config = builder(clock).with_custom_certificate_verifier(verifier).with_no_client_auth();
+    config.alpn_protocols = vec![ADMIN_ALPN.to_vec()];
+    config.resumption = Resumption::disabled();
+    config.enable_sni = false;
+    config
 }
 
 /// TLS of a node that dials a peer.
@@ -259,4 +315,50 @@ fn finish(mut config: rustls::ClientConfig, alpn: Alpn) -> QuicClientConfig {
     // The name holds the wanted node's id: nobody on the way needs to read it.
     config.enable_sni = false;
     QuicClientConfig::try_from(config).expect("ring has QUIC's first cipher suite")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::{CaKey, NodeKey};
+    use crate::seams::real::{KernelClock, KernelEntropy};
+
+    fn node(ca: &CaKey, role: Role) -> Credentials {
+        let key = NodeKey::generate(&KernelEntropy);
+        let certificate = ca.issue(&key.public_key(), role, KernelClock.wall(), Duration::from_secs(3600));
+        Credentials::new(key, certificate, ca.cert_der().to_vec()).unwrap()
+    }
+
+    /// Shakes hands in memory; what the client says of it.
+    fn shake(node: &Credentials, trusted: &CaKey) -> Result<(), rustls::Error> {
+        let clock: Arc<dyn Clock> = Arc::new(KernelClock);
+        let server = admin_server(clock.clone(), Arc::new(Shown::new(node)));
+        let client = admin_client(clock, Trust::new([trusted.cert_der().to_vec()]).unwrap());
+        let mut server = rustls::ServerConnection::new(Arc::new(server))?;
+        let name = ServerName::try_from("admin.smartnode").unwrap();
+        let mut client = rustls::ClientConnection::new(Arc::new(client), name)?;
+        while client.is_handshaking() || server.is_handshaking() {
+            let mut bytes = Vec::new();
+            if client.write_tls(&mut bytes).unwrap() > 0 {
+                server.read_tls(&mut &bytes[..]).unwrap();
+                server.process_new_packets()?;
+            }
+            bytes.clear();
+            if server.write_tls(&mut bytes).unwrap() > 0 {
+                client.read_tls(&mut &bytes[..]).unwrap();
+                client.process_new_packets()?;
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_client_of_the_admin_port_takes_voters_of_its_cluster_alone() {
+        let (ca, other) =
+            (CaKey::generate(&KernelEntropy, KernelClock.wall()), CaKey::generate(&KernelEntropy, KernelClock.wall()));
+        assert_eq!(shake(&node(&ca, Role::Voter), &ca), Ok(()));
+        let refused = |node: &Credentials| shake(node, &ca).unwrap_err().to_string();
+        assert!(refused(&node(&other, Role::Voter)).contains("another cluster"));
+        assert!(refused(&node(&ca, Role::Worker)).contains("worker"));
+    }
 }

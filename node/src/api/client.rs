@@ -5,21 +5,27 @@
 
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::http::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, UPGRADE};
 use axum::http::{HeaderName, HeaderValue, Method, Request, Response};
-use fabric::seams::{Entropy, draw, real::KernelEntropy};
+use fabric::identity::Trust;
+use fabric::seams::real::{KernelClock, KernelEntropy};
+use fabric::seams::{Entropy, draw};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
 
 use super::extract::IDEMPOTENCY_KEY;
 use super::failure::Failure;
@@ -34,11 +40,13 @@ pub enum Address {
     Unix(PathBuf),
     /// `host:port`.
     Tcp(String),
+    /// `host:port`, with TLS.
+    Tls(String),
 }
 
 /// A text that is no address of an admin port.
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
-#[error("{0:?} is no admin port: write it as unix:/path/of/admin.sock or http://127.0.0.1:7421")]
+#[error("{0:?} is no admin port: write it as unix:/path/of/admin.sock, http://127.0.0.1:7421 or https://10.0.0.1:7421")]
 pub struct AddressError(String);
 
 impl FromStr for Address {
@@ -49,10 +57,16 @@ impl FromStr for Address {
             let path = path.strip_prefix("//").unwrap_or(path);
             return if path.starts_with('/') { Ok(Address::Unix(path.into())) } else { Err(refused()) };
         }
-        let authority = text.strip_prefix("http://").ok_or_else(refused)?.trim_end_matches('/');
+        let (tls, authority) = match text.strip_prefix("https://") {
+            Some(authority) => (true, authority),
+            None => (false, text.strip_prefix("http://").ok_or_else(refused)?),
+        };
+        let authority = authority.trim_end_matches('/');
         let uri: axum::http::uri::Authority = authority.parse().map_err(|_| refused())?;
         match uri.port_u16() {
-            Some(_) if !authority.contains('@') => Ok(Address::Tcp(authority.to_owned())),
+            Some(_) if authority.contains('@') => Err(refused()),
+            Some(_) if tls => Ok(Address::Tls(authority.to_owned())),
+            Some(_) => Ok(Address::Tcp(authority.to_owned())),
             _ => Err(refused()),
         }
     }
@@ -63,6 +77,7 @@ impl std::fmt::Display for Address {
         match self {
             Address::Unix(path) => write!(f, "unix:{}", path.display()),
             Address::Tcp(authority) => write!(f, "http://{authority}"),
+            Address::Tls(authority) => write!(f, "https://{authority}"),
         }
     }
 }
@@ -72,6 +87,7 @@ impl std::fmt::Display for Address {
 pub struct Client {
     address: Address,
     token: Option<String>,
+    tls: Option<Arc<ClientConfig>>,
     connection: Option<SendRequest<Full<Bytes>>>,
     /// A request without a stream is given up after this.
     pub timeout: Duration,
@@ -96,12 +112,18 @@ pub struct Lines {
 impl Client {
     /// A client; nothing is connected yet.
     pub fn new(address: Address, token: Option<String>) -> Self {
-        Client { address, token, connection: None, timeout: CLIENT_TIMEOUT }
+        Client { address, token, tls: None, connection: None, timeout: CLIENT_TIMEOUT }
+    }
+
+    /// Whom an https address may belong to: a node of one of these CAs.
+    pub fn trusting(mut self, cas: Trust) -> Self {
+        self.tls = Some(fabric::transport::admin_client_tls(Arc::new(KernelClock), cas));
+        self
     }
 
     /// Another client of the same node.
     pub fn another(&self) -> Self {
-        Client { timeout: self.timeout, ..Client::new(self.address.clone(), self.token.clone()) }
+        Client { timeout: self.timeout, tls: self.tls.clone(), ..Client::new(self.address.clone(), self.token.clone()) }
     }
 
     /// Where it asks.
@@ -249,7 +271,7 @@ impl Client {
     async fn request(&mut self, ask: Ask) -> Result<Response<Incoming>, Failure> {
         let host = match &self.address {
             Address::Unix(_) => "localhost",
-            Address::Tcp(authority) => authority,
+            Address::Tcp(authority) | Address::Tls(authority) => authority,
         };
         let mut request = Request::builder().method(ask.method).uri(&ask.path).header(HOST, host);
         if let Some(token) = &self.token {
@@ -262,7 +284,7 @@ impl Client {
         let request = request.map_err(|error| Failure::invalid("request", ask.path, error.to_string()))?;
         let connection = match &mut self.connection {
             Some(connection) if !connection.is_closed() => connection,
-            empty => empty.insert(connect(&self.address).await?),
+            empty => empty.insert(connect(&self.address, self.tls.as_ref()).await?),
         };
         if connection.ready().await.is_err() {
             return Err(lost("it was closed"));
@@ -301,7 +323,7 @@ async fn refused(response: Response<Incoming>) -> Failure {
     }
 }
 
-async fn connect(address: &Address) -> Result<SendRequest<Full<Bytes>>, Failure> {
+async fn connect(address: &Address, tls: Option<&Arc<ClientConfig>>) -> Result<SendRequest<Full<Bytes>>, Failure> {
     let failed = |cause: String| {
         Failure::unreachable(format!("no daemon answers at {address}: {cause}"))
             .hint("is it running? smartnode start, or name another one by --admin")
@@ -314,6 +336,14 @@ async fn connect(address: &Address) -> Result<SendRequest<Full<Bytes>>, Failure>
                 stream.set_nodelay(true)?;
                 handshake(TokioIo::new(stream)).await
             }
+            Address::Tls(authority) => {
+                let tls = tls.ok_or_else(|| std::io::Error::other("the cluster's CA is not known here"))?;
+                let stream = TcpStream::connect(authority).await?;
+                stream.set_nodelay(true)?;
+                // The address proves nothing; the certificate does, whichever node's it is.
+                let name = ServerName::try_from("admin.smartnode").map_err(std::io::Error::other)?;
+                handshake(TokioIo::new(TlsConnector::from(tls.clone()).connect(name, stream).await?)).await
+            }
         }
     };
     match tokio::time::timeout(CLIENT_CONNECT_TIMEOUT, connected).await {
@@ -321,8 +351,21 @@ async fn connect(address: &Address) -> Result<SendRequest<Full<Bytes>>, Failure>
         Ok(Err(error)) if error.kind() == std::io::ErrorKind::PermissionDenied => {
             Err(Failure::denied(format!("no access to {address}")).hint("run it as root, or with --token-file"))
         }
-        Ok(Err(error)) => Err(failed(error.to_string())),
+        Ok(Err(error)) => Err(match tls_error(&error) {
+            Some(words) => Failure::denied(format!("no trusted node answers at {address}: {words}"))
+                .hint("is it this cluster's? --ca names the file with its CA, <data-dir>/ca.pem on its nodes"),
+            None => failed(error.to_string()),
+        }),
         Err(_) => Err(failed(format!("no connection within {}", fabric::human::duration(CLIENT_CONNECT_TIMEOUT)))),
+    }
+}
+
+/// What TLS says when it refuses a node.
+fn tls_error(error: &std::io::Error) -> Option<String> {
+    match error.get_ref()?.downcast_ref::<rustls::Error>()? {
+        rustls::Error::General(words) => Some(words.clone()),
+        rustls::Error::InvalidMessage(_) => Some("it does not speak TLS (http:// would)".into()),
+        other => Some(other.to_string()),
     }
 }
 
@@ -416,9 +459,22 @@ mod tests {
         assert_eq!("unix:/run/a.sock".parse(), Ok(Address::Unix("/run/a.sock".into())));
         assert_eq!("unix:///run/a.sock".parse(), Ok(Address::Unix("/run/a.sock".into())));
         assert_eq!("http://[::1]:7421/".parse(), Ok(Address::Tcp("[::1]:7421".into())));
-        for bad in ["", "unix:a.sock", "https://localhost:1", "http://localhost", "localhost:7421", "http://a@b:1"] {
+        assert_eq!("https://10.0.0.1:7421".parse(), Ok(Address::Tls("10.0.0.1:7421".into())));
+        for bad in ["", "unix:a.sock", "https://localhost", "http://localhost", "localhost:7421", "http://a@b:1"] {
             assert!(bad.parse::<Address>().is_err(), "{bad}");
         }
         assert_eq!(segment("a/b é"), "a%2Fb%20%C3%A9");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_address_panics(text in "(unix:|http://|https://)?.{0,40}") {
+            let _ = text.parse::<Address>();
+        }
+
+        #[test]
+        fn no_problem_panics(body in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
+            let _ = (parse::<Problem>(&body), parse::<crate::api::types::Event>(&body));
+        }
     }
 }

@@ -120,7 +120,7 @@ impl Class {
     /// and its state says no.
     pub fn of_code(code: &str) -> Class {
         match code {
-            codes::INVALID | "unknown-field" => Class::Invalid,
+            codes::INVALID | "unknown-field" | "tls-required" => Class::Invalid,
             "too-large" => Class::TooLarge,
             "slow-request" => Class::Slow,
             "no-such-method" => Class::Method,
@@ -181,7 +181,15 @@ impl Failure {
 
     /// `invalid`: a field breaks a rule.
     pub fn invalid(field: &str, value: impl ToString, rule: impl Into<String>) -> Self {
-        Refusal::new("invalid", format!("{field}: {}", rule.into())).field(field, value).into()
+        let (value, rule) = (value.to_string(), rule.into());
+        let shown: String = value.chars().take(80).collect();
+        // A rule that comes from a parser quotes the value already.
+        let message = if rule.contains(&shown) && !shown.is_empty() {
+            format!("{field}: {rule}")
+        } else {
+            format!("{field}: {shown:?} is not allowed, but {rule}")
+        };
+        Refusal::new("invalid", message).field(field, value).into()
     }
 
     /// `timeout`: the outcome is unknown.

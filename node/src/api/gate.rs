@@ -1,6 +1,7 @@
 //! What stands before every handler: is it meant for us (Host, Origin), who asks (token or peer uid), is it small and
 //! quick enough. Only then does a request reach the router.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::Router;
@@ -28,6 +29,8 @@ pub enum Door {
     },
     /// The TCP port.
     Tcp,
+    /// The TCP port with TLS, and the address of this host that the client has dialled.
+    Tls(IpAddr),
 }
 
 /// What all connections of a port share.
@@ -52,8 +55,14 @@ fn without_port(authority: &str) -> String {
 }
 
 impl Gate {
-    fn is_our_name(&self, authority: &str) -> bool {
+    fn is_our_name(&self, door: Door, authority: &str) -> bool {
         let host = without_port(authority);
+        // A name that was pointed at us is no address.
+        if let Door::Tls(local) = door
+            && host.trim_start_matches('[').trim_end_matches(']').parse() == Ok(local)
+        {
+            return true;
+        }
         ["localhost", "127.0.0.1", "[::1]"].contains(&host.as_str())
             || self.names.iter().any(|name| name.eq_ignore_ascii_case(&host))
     }
@@ -62,9 +71,9 @@ impl Gate {
     /// sends requests here.
     fn meant_for_us(&self, door: Door, headers: &HeaderMap) -> Result<(), Failure> {
         let text = |value: &axum::http::HeaderValue| value.to_str().unwrap_or("").to_owned();
-        if door == Door::Tcp {
+        if !matches!(door, Door::Unix { .. }) {
             let host = headers.get(HOST).map(text).unwrap_or_default();
-            if headers.get_all(HOST).iter().count() != 1 || !self.is_our_name(&host) {
+            if headers.get_all(HOST).iter().count() != 1 || !self.is_our_name(door, &host) {
                 return Err(fabric::rpc::Refusal::new("denied", format!("this port does not serve the host {host:?}"))
                     .field("Host", host)
                     .hint("use 127.0.0.1, or add the name to admin_names in smartnode.toml")
@@ -73,7 +82,7 @@ impl Gate {
         }
         if let Some(origin) = headers.get(ORIGIN).map(text) {
             let authority = origin.split_once("://").map_or("", |(_, authority)| authority);
-            if !self.is_our_name(authority) {
+            if !self.is_our_name(door, authority) {
                 return Err(fabric::rpc::Refusal::new("denied", format!("pages of {origin} may not use this port"))
                     .field("Origin", origin)
                     .hint("open the page from this port itself")
@@ -97,7 +106,9 @@ impl Gate {
             Door::Unix { uid } => {
                 Err(Failure::new("unauthenticated", format!("user {uid} needs a token here")).hint(HOW))
             }
-            Door::Tcp => Err(Failure::new("unauthenticated", "the TCP port always needs a token").hint(HOW)),
+            Door::Tcp | Door::Tls(_) => {
+                Err(Failure::new("unauthenticated", "the TCP port always needs a token").hint(HOW))
+            }
         }
     }
 

@@ -11,20 +11,27 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use fabric::rpc::Refusal;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::ServerConfig;
 use thiserror::Error;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::backend::Backend;
+use super::failure::Failure;
 use super::gate::{Door, Gate};
 use super::handlers::Shared;
 use super::metrics::HttpMetrics;
 use super::router::router;
+use super::types::Problem;
 use crate::limits::*;
 
 /// Where to listen.
@@ -32,8 +39,10 @@ use crate::limits::*;
 pub struct PortConfig {
     /// The unix socket; none for no socket.
     pub socket: Option<PathBuf>,
-    /// The TCP address, a loopback one; none for no port.
+    /// The TCP address; none for no port.
     pub listen: Option<SocketAddr>,
+    /// What other hosts are served with: needed, and used, when `listen` is no loopback address.
+    pub tls: Option<Arc<ServerConfig>>,
     /// Further names that the Host header may have.
     pub names: Vec<String>,
 }
@@ -86,8 +95,9 @@ impl AdminPort {
     /// # Errors
     /// When an address cannot be bound: nothing serves then.
     pub async fn start(config: PortConfig, backend: Arc<dyn Backend>) -> Result<AdminPort, PortError> {
+        let tls = config.tls.filter(|_| config.listen.is_some_and(|address| !address.ip().is_loopback()));
         let tcp = match config.listen {
-            Some(address) => Some(bind_tcp(address).await?),
+            Some(address) => Some(bind_tcp(address, tls.is_some()).await?),
             None => None,
         };
         let unix = match &config.socket {
@@ -105,7 +115,7 @@ impl AdminPort {
         };
         let server = Server { gate, stop: port.stop.clone(), tasks: port.tasks.clone() };
         if let Some(listener) = tcp {
-            port.tasks.spawn(server.clone().accept_tcp(listener));
+            port.tasks.spawn(server.clone().accept_tcp(listener, tls.map(Handshakes::new)));
         }
         if let Some(listener) = unix {
             port.tasks.spawn(server.accept_unix(listener));
@@ -135,8 +145,8 @@ impl Drop for AdminPort {
     }
 }
 
-async fn bind_tcp(address: SocketAddr) -> Result<TcpListener, PortError> {
-    if !address.ip().is_loopback() {
+async fn bind_tcp(address: SocketAddr, tls: bool) -> Result<TcpListener, PortError> {
+    if !address.ip().is_loopback() && !tls {
         return Err(PortError::NotLoopback { address });
     }
     TcpListener::bind(address).await.map_err(|source| PortError::Tcp { address, source })
@@ -168,7 +178,7 @@ struct Server {
 }
 
 impl Server {
-    async fn accept_tcp(self, listener: TcpListener) {
+    async fn accept_tcp(self, listener: TcpListener, tls: Option<Handshakes>) {
         let places = Arc::new(Semaphore::new(API_TCP_CONNECTIONS_MAX));
         loop {
             let accepted = tokio::select! {
@@ -180,7 +190,10 @@ impl Server {
                 Ok((stream, _)) => {
                     // Small answers must not wait for more.
                     let _ = stream.set_nodelay(true);
-                    self.admit(stream, Door::Tcp, &places);
+                    match &tls {
+                        None => self.admit(stream, Door::Tcp, &places),
+                        Some(tls) => self.admit_tls(stream, tls, &places),
+                    }
                 }
                 Err(error) => self.rest(&error).await,
             }
@@ -215,6 +228,29 @@ impl Server {
         tokio::time::sleep(API_ACCEPT_REST).await;
     }
 
+    /// Handshakes have places of their own and little time, so that slow ones hold nobody up who has shaken hands.
+    fn admit_tls(&self, stream: TcpStream, tls: &Handshakes, places: &Arc<Semaphore>) {
+        let (Ok(local), Ok(place)) = (stream.local_addr(), tls.places.clone().try_acquire_owned()) else {
+            self.gate.metrics.refused.inc();
+            return;
+        };
+        let (server, places, acceptor) = (self.clone(), places.clone(), tls.acceptor.clone());
+        self.tasks.spawn(async move {
+            let shaken = tokio::select! {
+                biased;
+                () = server.stop.cancelled() => return,
+                shaken = timeout(API_HANDSHAKE_TIMEOUT, shake_hands(acceptor, stream)) => shaken,
+            };
+            drop(place);
+            match shaken {
+                Ok(Ok(Some(stream))) => server.admit(stream, Door::Tls(local.ip().to_canonical()), &places),
+                Ok(Ok(None)) => {}
+                Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake at the admin port failed"),
+                Err(_) => tracing::debug!("a TLS handshake at the admin port took too long"),
+            }
+        });
+    }
+
     fn admit<S>(&self, stream: S, door: Door, places: &Arc<Semaphore>)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -231,6 +267,38 @@ impl Server {
             gate.metrics.connections.dec();
         });
     }
+}
+
+/// What the TCP port needs for TLS.
+struct Handshakes {
+    acceptor: TlsAcceptor,
+    places: Arc<Semaphore>,
+}
+
+impl Handshakes {
+    fn new(config: Arc<ServerConfig>) -> Self {
+        Handshakes { acceptor: config.into(), places: Arc::new(Semaphore::new(API_HANDSHAKES_MAX)) }
+    }
+}
+
+/// First byte of a TLS connection: a handshake record.
+const TLS_HANDSHAKE: u8 = 0x16;
+
+/// Shakes hands; none when the client speaks plain HTTP, which is told so in its own tongue.
+async fn shake_hands(acceptor: TlsAcceptor, mut stream: TcpStream) -> io::Result<Option<TlsStream<TcpStream>>> {
+    let mut first = [0];
+    if stream.peek(&mut first).await? == 1 && first[0] != TLS_HANDSHAKE {
+        let refusal = Refusal::new("tls-required", "this port speaks TLS, and plain HTTP came");
+        let problem = Problem::from(&Failure::from(refusal.hint("ask https:// instead, with the cluster's CA (--ca)")));
+        let body = serde_json::to_string(&Problem { status: 400, ..problem })?;
+        let head = "HTTP/1.1 400 Bad Request\r\nContent-Type: application/problem+json\r\nConnection: close\r\n";
+        stream.write_all(format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()).as_bytes()).await?;
+        stream.shutdown().await?;
+        // What the client says is read, or the answer may be lost to a reset.
+        let _ = tokio::io::copy(&mut stream.take(API_HEAD_BYTES_MAX as u64), &mut tokio::io::sink()).await;
+        return Ok(None);
+    }
+    acceptor.accept(stream).await.map(Some)
 }
 
 async fn connection<S>(gate: Arc<Gate>, stop: CancellationToken, stream: S, door: Door)

@@ -50,12 +50,18 @@ pub struct Global {
     /// Data directory and configuration.
     #[command(flatten)]
     pub place: PlaceArgs,
-    /// Admin port to ask: unix:PATH or http://HOST:PORT [default: this node's socket]
+    /// A context of ~/.config/smartnode/contexts.toml: admin, ca, token_file and tenant under a name
+    #[arg(long, global = true, env = "SMARTNODE_CONTEXT", value_name = "NAME")]
+    pub context: Option<String>,
+    /// Admin port to ask: unix:PATH, http://HOST:PORT or https://HOST:PORT [default: this node's socket]
     #[arg(long, global = true, env = "SMARTNODE_ADMIN", value_name = "URL")]
     pub admin: Option<Address>,
     /// File with the API token, - for standard input [default: admin.token in the data directory, if needed]
     #[arg(long, global = true, env = "SMARTNODE_TOKEN_FILE", value_name = "PATH")]
     pub token_file: Option<PathBuf>,
+    /// File with the cluster's CA, for https [default: ca.pem in the data directory]
+    #[arg(long, global = true, env = "SMARTNODE_CA", value_name = "PATH")]
+    pub ca: Option<PathBuf>,
     /// Tenant of machines and images, and whose events to tell [default: default; events: all]
     #[arg(long, global = true, env = "SMARTNODE_TENANT", value_name = "NAME")]
     pub tenant: Option<String>,

@@ -5,6 +5,7 @@
 
 mod args;
 mod cluster;
+mod context;
 mod daemon;
 mod demo;
 mod error;
@@ -67,7 +68,7 @@ fn dispatch(cli: Cli, daemon: Daemon) -> Result<u8, CliError> {
             clap_complete::generate(shell, &mut Cli::command(), "smartnode", &mut script);
             output::print(&String::from_utf8_lossy(&script)).map(|()| 0)
         }
-        Command::Service(service) => service::run(service).map(|()| 0),
+        Command::Service(service) => service::run(service, &cli.global).map(|()| 0),
         Command::Demo => here(demo::run(&cli.global)).map(|()| 0),
         Command::CounterServer { port, file } => Ok(crate::demo::counter::serve(port, &file).map(|()| 0)?),
         command => {

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use axum::http::Method;
+use fabric::identity::Trust;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -15,10 +16,13 @@ use super::progress::Progress;
 use crate::api::client::{Address, Client, segment};
 use crate::api::failure::{Class, Failure};
 use crate::api::types::{Operation, OperationState};
+use crate::config::{CA_FILE, LOCK_FILE};
 use crate::limits::API_WAIT_MAX;
 
 /// Largest token file.
 const TOKEN_FILE_BYTES_MAX: u64 = 4096;
+/// Largest file of CAs.
+const CA_FILE_BYTES_MAX: u64 = 64 * 1024;
 /// The node writes its operator's token into this file of its data directory.
 pub const TOKEN_FILE: &str = "admin.token";
 
@@ -51,12 +55,27 @@ pub fn own_token(data_dir: &Path) -> Option<String> {
     read_token(&data_dir.join(TOKEN_FILE)).ok().filter(|token| !token.is_empty())
 }
 
+/// The CAs of the named file, or of the node on this host.
+fn cas(named: Option<&Path>, data_dir: &Path) -> Result<Trust, CliError> {
+    const HINT: &str = "copy ca.pem from the data directory of one of the cluster's nodes, and name it by --ca";
+    let path = named.map_or_else(|| data_dir.join(CA_FILE), Path::to_owned);
+    let mut text = String::new();
+    let read = std::fs::File::open(&path).and_then(|file| file.take(CA_FILE_BYTES_MAX).read_to_string(&mut text));
+    read.map_err(|error| {
+        CliError::new(Exit::Usage, format!("cannot read the cluster's CA in {}: {error}", path.display())).hint(HINT)
+    })?;
+    Trust::from_pem(&text).map_err(|error| {
+        CliError::new(Exit::Usage, format!("{} holds no CA of a cluster: {error}", path.display())).hint(HINT)
+    })
+}
+
 impl Session {
     /// Finds the admin port and the token.
     ///
     /// # Errors
-    /// Those of the configuration and of a named token file.
+    /// Those of the configuration, of a named context and of a named token file.
     pub fn new(global: Global) -> Result<Self, CliError> {
+        let global = super::context::apply(global)?;
         let (data_dir, socket) = global.place.resolve()?;
         let address = global.admin.clone().unwrap_or(Address::Unix(socket));
         let token = match &global.token_file {
@@ -66,15 +85,47 @@ impl Session {
             })?),
             // Root needs none at the socket; who may read the node's own token may use it.
             None if matches!(address, Address::Unix(_)) && nix::unistd::geteuid().is_root() => None,
+            // What opens this host's node is shown to no other.
+            None if matches!(address, Address::Tls(_)) => None,
             None => own_token(&data_dir),
         };
-        Ok(Session { client: Client::new(address, token), global })
+        let client = match &address {
+            Address::Tls(_) => {
+                let cas = cas(global.ca.as_deref(), &data_dir)?;
+                Client::new(address, token).trusting(cas)
+            }
+            _ => Client::new(address, token),
+        };
+        Ok(Session { client, global })
     }
 
     /// Says something on stderr, unless told to be quiet.
     pub fn say(&self, words: &str) {
         if !self.global.quiet {
             let _ = writeln!(anstream::stderr(), "{words}");
+        }
+    }
+
+    /// Says what a write has done, unless it was a dry run.
+    pub fn say_done(&self, words: &str) {
+        if !self.global.dry_run {
+            self.say(words);
+        }
+    }
+
+    /// Whether no daemon uses the data directory any more, where that can be seen from here.
+    pub fn daemon_has_ended(&self) -> bool {
+        let Ok((data_dir, socket)) = self.global.place.resolve() else { return true };
+        if *self.client.address() != Address::Unix(socket) {
+            return true;
+        }
+        let Ok(file) = std::fs::File::open(data_dir.join(LOCK_FILE)) else { return true };
+        nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockSharedNonblock).is_ok()
+    }
+
+    fn say_dry(&self) {
+        if self.global.dry_run {
+            self.say("it would be done; nothing is changed (--dry-run)");
         }
     }
 
@@ -94,7 +145,9 @@ impl Session {
         body: &B,
     ) -> Result<T, CliError> {
         let path = self.with_dry_run(path);
-        Ok(self.client.send(method, &path, body).await?)
+        let answer = self.client.send(method, &path, body).await?;
+        self.say_dry();
+        Ok(answer)
     }
 
     /// Writes, when nothing is to be read from the answer.
@@ -103,7 +156,9 @@ impl Session {
     /// Those of the API.
     pub async fn write_only<B: Serialize>(&mut self, method: Method, path: &str, body: &B) -> Result<(), CliError> {
         let path = self.with_dry_run(path);
-        Ok(self.client.send_only(method, &path, body).await?)
+        self.client.send_only(method, &path, body).await?;
+        self.say_dry();
+        Ok(())
     }
 
     fn with_dry_run(&self, path: &str) -> String {
@@ -155,6 +210,13 @@ impl Session {
             match self.client.get_or_gone(&format!("{path}&timeout_ms={patience}")).await {
                 Err(failure) if failure.class == Class::Timeout && !left.is_zero() => {
                     progress.say(&failure.refusal.message);
+                }
+                Err(mut failure) if failure.class == Class::Timeout && left.is_zero() => {
+                    let last = failure.refusal.message;
+                    let last = last.strip_prefix("not yet: ").unwrap_or(&last);
+                    let patience = fabric::human::duration(self.global.timeout);
+                    failure.refusal.message = format!("not so within {patience}: {last}");
+                    return Err(failure.into());
                 }
                 answer => return Ok(answer?),
             }

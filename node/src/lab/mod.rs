@@ -222,7 +222,10 @@ impl Lab {
         let mut command = host.command(&program);
         command.args(arguments).arg("--data-dir").arg(&host.data_dir);
         command.args(["--name", &name, "--listen", &format!("{address}:7420")]);
-        command.args(["--advertise", &format!("{address}:7420"), "--admin-listen", &format!("{admin}:7421")]);
+        command.args(["--advertise", &format!("{address}:7420")]);
+        if !arguments.contains(&"--admin-listen") {
+            command.args(["--admin-listen", &format!("{admin}:7421")]);
+        }
         command.arg("--admin-socket").arg(host.admin_socket()).arg("--config").arg(config);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).process_group(0);
         let spawned = command.spawn();

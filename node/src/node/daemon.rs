@@ -5,7 +5,7 @@ use std::fs::OpenOptions;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use fabric::identity::{IdentityError, NodeKey};
 use fabric::limits::ABSENCE;
@@ -23,7 +23,7 @@ use super::{Node, NodeConfig, Parts, StartError, lease, local_token};
 use crate::api::failure::{Class, Failure};
 use crate::api::{AdminPort, PortConfig, PortError};
 use crate::cli::{CliError, Exit};
-use crate::config::{NodeOptions, Start};
+use crate::config::{CA_FILE, LOCK_FILE, NodeOptions, Start};
 use crate::host::{Host, Pressure, ThisHost};
 use crate::images::service::ImageStore;
 use crate::runtime::Runtime;
@@ -48,9 +48,14 @@ async fn run_node(options: NodeOptions, start: Start) -> Result<(), CliError> {
     let config =
         NodeConfig { listen: options.listen, advertise: options.advertise, data_dir: options.data_dir.clone() };
     let node = Node::start(seams, parts, config).await.map_err(|error| not_started(&error))?;
+    let pem = node.context().trust.read().unwrap_or_else(PoisonError::into_inner).to_pem();
+    if let Err(error) = node.context().seams.disk.write(CA_FILE, pem.as_bytes()) {
+        tracing::warn!(%error, "the file {CA_FILE} for clients on other hosts could not be written");
+    }
     let port = PortConfig {
         socket: Some(options.admin_socket.clone()),
         listen: Some(options.admin_listen),
+        tls: Some(node.context().transport.admin_tls()),
         names: options.admin_names.clone(),
     };
     let served = AdminPort::start(port, Arc::new(node.backend())).await;
@@ -68,10 +73,10 @@ async fn run_node(options: NodeOptions, start: Start) -> Result<(), CliError> {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     admin.stop().await;
     node.stop().await;
-    drop(lock);
     if context.purge_wanted.load(std::sync::atomic::Ordering::Relaxed) {
         purge(&options.data_dir);
     }
+    drop(lock);
     Ok(())
 }
 
@@ -234,7 +239,7 @@ impl Host for NothingToOffer {
 }
 
 fn lock(data_dir: &Path) -> Result<Flock<std::fs::File>, CliError> {
-    let path = data_dir.join("lock");
+    let path = data_dir.join(LOCK_FILE);
     let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path)?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| {
         CliError::new(Exit::Conflict, format!("another daemon uses the data directory {}", data_dir.display()))

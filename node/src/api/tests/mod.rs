@@ -29,6 +29,7 @@ impl Served {
         let config = PortConfig {
             socket: Some(directory.path().join("admin.sock")),
             listen: Some("127.0.0.1:0".parse().unwrap()),
+            tls: None,
             names: vec!["n1.example".into()],
         };
         let port = AdminPort::start(config, fake.clone()).await.unwrap();
