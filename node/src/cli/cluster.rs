@@ -74,7 +74,8 @@ async fn wait_until_gone(session: &mut Session) -> Result<()> {
         let mut client = session.client.another();
         client.timeout = Duration::from_secs(1);
         match client.get_text("/healthz").await {
-            Err(failure) if failure.class == Class::Unreachable => return Ok(()),
+            // Its port closes first; its directory is free for the next daemon when all else has ended.
+            Err(failure) if failure.class == Class::Unreachable && session.daemon_has_ended() => return Ok(()),
             _ => progress.say("the daemon is stopping"),
         }
         if tokio::time::Instant::now() >= deadline {
@@ -167,7 +168,11 @@ pub async fn token(session: &mut Session, command: TokenCommand) -> Result<()> {
             let body = CreateToken { role, ttl_ms: ttl.as_millis() as u64, uses };
             let made: NewTokenAnswer = session.write(Method::POST, "/v1/tokens", &body).await?;
             let left = Duration::from_millis(made.expires_ms.saturating_sub(output::now_ms()));
-            session.say(&format!("valid for {}, for {uses} node(s); run this on the new node:", human::duration(left)));
+            if session.global.dry_run && output == Output::Table {
+                return Ok(());
+            }
+            let nodes = if uses == 1 { "1 node".to_owned() } else { format!("{uses} nodes") };
+            session.say(&format!("valid for {}, for {nodes}; run this on the new node:", human::duration(left)));
             output::one(output, &made, &made.id, || format!("{}\n", made.join))
         }
         TokenCommand::List(args) => {
@@ -175,7 +180,7 @@ pub async fn token(session: &mut Session, command: TokenCommand) -> Result<()> {
         }
         TokenCommand::Revoke { id } => {
             session.write_only(Method::DELETE, &format!("/v1/tokens/{}", segment(&id)), &json!({})).await?;
-            session.say(&format!("token {id} is revoked"));
+            session.say_done(&format!("token {id} is revoked"));
             Ok(())
         }
     }
@@ -210,7 +215,7 @@ pub async fn tenant(session: &mut Session, command: TenantCommand) -> Result<()>
         TenantCommand::Delete { name } => {
             session.confirm(&format!("Delete the tenant {name}"))?;
             session.write_only(Method::DELETE, &format!("/v1/tenants/{}", segment(&name)), &json!({})).await?;
-            session.say(&format!("tenant {name} is deleted"));
+            session.say_done(&format!("tenant {name} is deleted"));
             Ok(())
         }
     }

@@ -132,7 +132,11 @@ async fn wait_ready(
             Err(failure) => progress.say(&failure.refusal.message),
         }
         if tokio::time::Instant::now() >= deadline {
-            let words = format!("the daemon is not ready yet. Its last words:\n{}", tail(log, begin));
+            let said = tail(log, begin);
+            let words = match said.trim() {
+                "" => "the daemon is not ready yet, and has said nothing so far".to_owned(),
+                said => format!("the daemon is not ready yet. Its last words:\n{said}"),
+            };
             return Err(CliError::new(Exit::Timeout, words.trim_end()).hint(format!(
                 "it goes on (process {}): smartnode status; its log: {}",
                 child.id(),

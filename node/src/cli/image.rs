@@ -44,7 +44,7 @@ pub async fn run(session: &mut Session, command: ImageCommand) -> Result<(), Cli
             session.confirm(&format!("Delete the image {name} of tenant {}", session.global.tenant()))?;
             let path = session.tenant_path(&format!("images/{}", segment(&name)));
             session.write_only(Method::DELETE, &path, &json!({})).await?;
-            session.say(&format!("image {name} is deleted"));
+            session.say_done(&format!("image {name} is deleted"));
             Ok(())
         }
     }

@@ -29,6 +29,8 @@ impl Row for Node {
         } else if self.cordoned {
             state.push_str(",cordoned");
         }
+        // A host that cannot run machines offers nothing.
+        let none = self.capacity.memory_bytes == 0;
         let of = |free: String, all: String| format!("{free} of {all}");
         vec![
             self.name.clone(),
@@ -37,8 +39,16 @@ impl Row for Node {
             self.gossip.as_ref().map_or_else(|| "-".into(), |gossip| lower(format!("{:?}", gossip.raft))),
             if self.zone.is_empty() { "-".into() } else { self.zone.clone() },
             self.machines.to_string(),
-            of(human::cpu(self.free.cpu_millis.into()), human::cpu(self.capacity.cpu_millis.into())),
-            of(human::bytes(self.free.memory_bytes), human::bytes(self.capacity.memory_bytes)),
+            if none {
+                "-".into()
+            } else {
+                of(human::cpu(self.free.cpu_millis.into()), human::cpu(self.capacity.cpu_millis.into()))
+            },
+            if none {
+                "-".into()
+            } else {
+                of(human::bytes(self.free.memory_bytes), human::bytes(self.capacity.memory_bytes))
+            },
             self.address.clone(),
             self.id.chars().take(10).collect(),
         ]
@@ -78,7 +88,7 @@ pub async fn run(session: &mut Session, command: NodeCommand) -> Result<(), CliE
             session.confirm(&format!("Remove the node {node} for good"))?;
             let query = if force { "?force=true" } else { "" };
             session.write_only(Method::DELETE, &path(&node, query), &none).await?;
-            session.say(&format!("node {node} is removed"));
+            session.say_done(&format!("node {node} is removed"));
             Ok(())
         }
     }

@@ -5,8 +5,10 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::Command;
 
-use super::args::ServiceCommand;
+use super::args::{Global, ServiceCommand};
 use super::error::{CliError, Exit};
+use super::output;
+use crate::config::DATA_DIR;
 
 const UNIT: &str = include_str!("../../../contrib/smartnode.service");
 const UNIT_NAME: &str = "smartnode.service";
@@ -14,11 +16,27 @@ const PROGRAM: &str = "/usr/local/bin/smartnode";
 
 fn refused(what: &str, path: &Path, error: &io::Error) -> CliError {
     let exit = if error.kind() == io::ErrorKind::PermissionDenied { Exit::Denied } else { Exit::Failed };
-    CliError::new(exit, format!("cannot {what} {}: {error}", path.display())).hint("run it as root")
+    let hint = match (error.kind(), path.parent()) {
+        (io::ErrorKind::NotFound, Some(parent)) => format!("make the directory first: mkdir -p {}", parent.display()),
+        _ => "run it as root".into(),
+    };
+    CliError::new(exit, format!("cannot {what} {}: {error}", path.display())).hint(hint)
 }
 
 fn say(words: &str) {
     let _ = writeln!(anstream::stderr(), "{words}");
+}
+
+/// The unit for this program, and for the data directory if it is another than usual.
+fn unit(program: &Path, data_dir: Option<&Path>) -> String {
+    let text = UNIT.replace(PROGRAM, &program.to_string_lossy());
+    match data_dir.filter(|path| *path != Path::new(DATA_DIR)) {
+        Some(path) => {
+            let path = path.to_string_lossy();
+            text.replace(DATA_DIR, &path).replace(" start\n", &format!(" start --data-dir \"{path}\"\n"))
+        }
+        None => text,
+    }
 }
 
 /// Tells systemd, where there is one.
@@ -33,12 +51,16 @@ fn reload(directory: &Path) {
 }
 
 /// `service`.
-pub fn run(command: ServiceCommand) -> Result<(), CliError> {
+pub fn run(command: ServiceCommand, global: &Global) -> Result<(), CliError> {
     match command {
         ServiceCommand::Install(args) => {
             let path = args.unit_dir.join(UNIT_NAME);
             let program = std::env::current_exe()?;
-            let text = UNIT.replace(PROGRAM, &program.to_string_lossy());
+            let text = unit(&program, global.place.data_dir.as_deref());
+            if global.dry_run {
+                say(&format!("would write {}:\n", path.display()));
+                return output::print(&text);
+            }
             let unchanged = std::fs::read_to_string(&path).is_ok_and(|old| old == text);
             if !unchanged {
                 std::fs::write(&path, text).map_err(|error| refused("write", &path, &error))?;
@@ -49,6 +71,10 @@ pub fn run(command: ServiceCommand) -> Result<(), CliError> {
         }
         ServiceCommand::Uninstall(args) => {
             let path = args.unit_dir.join(UNIT_NAME);
+            if global.dry_run {
+                say(&format!("would remove {}", path.display()));
+                return Ok(());
+            }
             match std::fs::remove_file(&path) {
                 Ok(()) => say(&format!("removed {}", path.display())),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => say("there was no unit"),

@@ -220,11 +220,15 @@ async fn exec_ends_with_the_code_of_the_program() {
 fn a_unit_is_written_where_told_and_removed_again() {
     let directory = tempfile::tempdir().unwrap();
     let args = || super::args::UnitArgs { unit_dir: directory.path().to_owned() };
-    super::service::run(super::args::ServiceCommand::Install(args())).unwrap();
+    let global = |flags: &str| parse(&format!("version {flags}")).unwrap().global;
     let unit = directory.path().join("smartnode.service");
-    assert!(unit.exists());
-    super::service::run(super::args::ServiceCommand::Install(args())).unwrap();
-    super::service::run(super::args::ServiceCommand::Uninstall(args())).unwrap();
-    super::service::run(super::args::ServiceCommand::Uninstall(args())).unwrap();
+    super::service::run(super::args::ServiceCommand::Install(args()), &global("--dry-run")).unwrap();
+    assert!(!unit.exists());
+    super::service::run(super::args::ServiceCommand::Install(args()), &global("--data-dir /srv/n1")).unwrap();
+    let text = std::fs::read_to_string(&unit).unwrap();
+    assert!(text.contains("start --data-dir \"/srv/n1\"") && text.contains("/srv/n1/cluster"), "{text}");
+    super::service::run(super::args::ServiceCommand::Install(args()), &global("--data-dir /srv/n1")).unwrap();
+    super::service::run(super::args::ServiceCommand::Uninstall(args()), &global("")).unwrap();
+    super::service::run(super::args::ServiceCommand::Uninstall(args()), &global("")).unwrap();
     assert!(!unit.exists());
 }

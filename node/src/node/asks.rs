@@ -148,3 +148,52 @@ pub fn operator(peer: fabric::rpc::Peer) -> Result<(), Refusal> {
             .hint("run the command on a node that was admitted as voter")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::images::manifest::{ImageAskV1, ImageManifestV1, ImageWantV1};
+    use crate::moving::driver::{MoveAskV1, MoveNewsV1};
+    use crate::moving::marker::MarkersV1;
+    use crate::node::dir::ClusterFileV1;
+
+    /// A frame of type `T` with a good checksum around any body: what a hostile peer can make.
+    fn framed<T: Record>(body: &[u8]) -> Vec<u8> {
+        let mut head = wire::MAGIC.to_vec();
+        for word in [wire::PROTOCOL, T::TYPE, T::VERSION, 0] {
+            head.extend_from_slice(&word.to_le_bytes());
+        }
+        head.extend_from_slice(&(body.len() as u32).to_le_bytes());
+        let sum = *blake3::Hasher::new().update(&head).update(body).finalize().as_bytes();
+        [&head[..], &sum, body].concat()
+    }
+
+    fn feed_all(body: &[u8]) {
+        macro_rules! feed {
+            ($($record:ty),+ $(,)?) => { $( let _ = read::<$record>(&framed::<$record>(body)); )+ };
+        }
+        feed!(StatusAskV1, StatusAnswerV1, TombstonesV1, IssueAskV1, IssueAnswerV1, ExecAskV1, LogsAskV1, LogLineV1);
+        feed!(ConnectAskV1, MoveAskV1, MoveNewsV1, MarkersV1, ClusterFileV1, ImageAskV1, ImageManifestV1, ImageWantV1);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1_000))]
+
+        #[test]
+        fn no_bytes_panic(body in proptest::collection::vec(any::<u8>(), 0..300)) {
+            feed_all(&body);
+        }
+
+        /// Small changes of a valid message get further than noise does.
+        #[test]
+        fn no_changed_message_panics(at in any::<prop::sample::Index>(), bits in 1u8..) {
+            let valid = ExecAskV1 { machine: MachineId([3; 16]), argv: vec!["a".into(), "long".repeat(9)], stdin: true };
+            let mut body = wire::encode(&valid)[wire::HEADER_BYTES..].to_vec();
+            let at = at.index(body.len());
+            body[at] ^= bits;
+            feed_all(&body);
+        }
+    }
+}

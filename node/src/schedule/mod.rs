@@ -59,6 +59,12 @@ pub enum NoPlace {
         /// Of these, closed.
         closed: usize,
     },
+    /// No open node runs machines.
+    #[error("no node that takes new machines can run any: its log says what its host lacks ({})", nodes.join(", "))]
+    Nowhere {
+        /// Their names.
+        nodes: Vec<String>,
+    },
     /// No node has the memory.
     #[error("needs {need} guaranteed, the freest node {node} has {have}")]
     Memory {
@@ -161,6 +167,9 @@ fn explain(spec: &MachineSpec, inventory: &Inventory) -> NoPlace {
     let Some(roomy) = open.iter().max_by_key(|node| (node.free.memory_bytes, node.id)) else {
         return NoPlace::Closed { alive: alive.len(), closed: alive.len() };
     };
+    if open.iter().all(|node| node.declared == Capacity::default()) {
+        return NoPlace::Nowhere { nodes: open.iter().take(3).map(|node| node.name.to_string()).collect() };
+    }
     let fast = open.iter().max_by_key(|node| (node.free.cpu_millis, node.id)).unwrap_or(roomy);
     let memory = human::bytes(spec.resources.memory_bytes);
     let cpu = human::cpu(spec.resources.cpu_millis.into());

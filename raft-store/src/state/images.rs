@@ -66,9 +66,12 @@ impl State {
         let image = self.image_of(tenant, name)?;
         check_revision(expected, image.revision)?;
         if let Some(users) = self.index.image_users.get(&key) {
-            return Err(Refusal::new(codes::IN_USE, format!("{users} machines use image {name}"))
-                .field("image", name)
-                .hint("delete them first"));
+            return Err(Refusal::new(
+                codes::IN_USE,
+                format!("image {name} is used by {}", super::words::count(*users as usize, "machine")),
+            )
+            .field("image", name)
+            .hint("delete them first"));
         }
         self.images.remove(&key);
         Ok(Outcome::Removed)

@@ -4,6 +4,7 @@ use fabric::limits::TENANTS_MAX;
 use fabric::model::{Name, Quota, Resources, TenantRecord};
 use fabric::rpc::Refusal;
 
+use super::words::count;
 use super::{State, Usage, check_name, check_revision, words};
 use crate::codes;
 use crate::command::Outcome;
@@ -60,7 +61,12 @@ impl State {
         if machines + images + children as usize > 0 {
             return Err(Refusal::new(
                 codes::IN_USE,
-                format!("tenant {name} owns {machines} machines, {images} images and {children} tenants"),
+                format!(
+                    "tenant {name} owns {}, {} and {}",
+                    count(machines, "machine"),
+                    count(images, "image"),
+                    count(children as usize, "tenant")
+                ),
             )
             .field("tenant", name)
             .hint("delete what it owns first"));
@@ -112,7 +118,7 @@ impl State {
                     format!("the quota of tenant {name} is exceeded: {}", over.words()),
                 )
                 .field(over.field, over.wanted)
-                .hint("delete machines, ask for less, or have the quota raised: `smartnode tenant quota`"));
+                .hint("delete machines, ask for less, or have the quota raised"));
             }
         }
         Ok(())

@@ -119,7 +119,8 @@ impl From<StatusView> for Status {
         let voters: Vec<Voter> =
             view.voters.iter().map(|voter| Voter { name: voter.name.to_string(), alive: voter.alive }).collect();
         Status {
-            summary: summary(view.tolerance_words, writable, &voters),
+            // A spare may not have been told yet who leads; that is no reason for alarm.
+            summary: summary(view.tolerance_words, writable || view.raft == fabric::model::RaftRole::Spare, &voters),
             tolerance: view.tolerance,
             writable,
             cluster: view.cluster.to_string(),

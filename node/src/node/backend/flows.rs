@@ -142,6 +142,10 @@ fn destination(context: &Context, record: &MachineRecord, owner: NodeId, to: Opt
         let node = context.node_name(owner);
         return Err(Failure::new("conflict", format!("machine {} is on {node} already", record.name)));
     }
+    if record.spec.pinned == Some(owner) {
+        let words = format!("machine {} is pinned to {} and runs nowhere else", record.name, context.node_name(owner));
+        return Err(Failure::new("conflict", words).hint("delete it, and create it without --node"));
+    }
     let mut inventory = context.inventory(record);
     inventory.retain(|id, _| *id != owner && to.is_none_or(|to| to == *id));
     let mut spec = record.spec.clone();

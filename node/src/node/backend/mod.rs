@@ -16,6 +16,7 @@ pub use cluster::ca_key;
 pub use observed::local as statuses;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use fabric::ids::{OperationId, TokenId};
@@ -29,6 +30,11 @@ use tokio::sync::watch;
 use super::context::Context;
 use crate::api::backend::*;
 use crate::api::failure::Failure;
+
+/// A copy of the ledger that is younger is not fetched again for a read.
+const COPY_AGE: Duration = Duration::from_secs(1);
+/// A read waits so long for such a copy.
+const COPY_PATIENCE: Duration = Duration::from_millis(500);
 
 /// The node as its admin port uses it. Cheap to clone.
 #[derive(Clone)]
@@ -74,9 +80,13 @@ impl NodeBackend {
     }
 
     /// Makes sure that what is read next reflects every write acknowledged before, when the client asks for that.
+    /// Otherwise a node outside Raft, or one that its leader does not reach, fetches a copy now and then; one that cannot
+    /// tells of what it has, and how old that is.
     async fn fresh(&self, read: &Read) -> Result<()> {
         if read.linearizable {
             self.context.ledger.linearizable().await?;
+        } else {
+            let _ = tokio::time::timeout(COPY_PATIENCE, self.context.ledger.refresh(COPY_AGE)).await;
         }
         Ok(())
     }

@@ -44,8 +44,9 @@ pub fn view(context: &Context) -> StatusView {
         };
         nodes[at] += 1;
     }
-    let voters: Vec<_> =
+    let mut voters: Vec<_> =
         ledger.voters.iter().map(|voter| VoterView { name: name(*voter), alive: alive(*voter) }).collect();
+    voters.sort_by(|a, b| a.name.cmp(&b.name));
     let living = voters.iter().filter(|voter| voter.alive).count();
     let quorum = voters.len() / 2 + 1;
     StatusView {

@@ -47,7 +47,7 @@ fn a_tenant_that_owns_something_stays() {
     world.ok(put_image("t", "shell", 1));
     world.ok(create(1, "t", GIB));
     let refusal = world.ask(delete("t")).unwrap_err();
-    assert_eq!(refusal.message, "tenant t owns 1 machines, 1 images and 0 tenants");
+    assert_eq!(refusal.message, "tenant t owns 1 machine, 1 image and 0 tenants");
     world.ok(desire(1, Desired::Deleted));
     world.ok(Command::DeleteImage { tenant: name("t"), name: name("shell"), expected_revision: None });
     world.ok(delete("t"));
@@ -96,7 +96,7 @@ fn images_are_replaced_and_kept_while_named() {
     assert_eq!(world.ok(put_image("default", "shell", 2)), Outcome::Done { revision });
     let delete = Command::DeleteImage { tenant: name("default"), name: name("shell"), expected_revision: None };
     let refusal = world.ask(delete.clone()).unwrap_err();
-    assert_eq!((&*refusal.code, &*refusal.message), (codes::IN_USE, "1 machines use image shell"));
+    assert_eq!((&*refusal.code, &*refusal.message), (codes::IN_USE, "image shell is used by 1 machine"));
     world.ok(desire(1, Desired::Deleted));
     world.ok(delete.clone());
     assert_eq!(world.no(delete), codes::NOT_FOUND);
