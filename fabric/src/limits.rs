@@ -105,6 +105,8 @@ pub const CERTIFICATE_BYTES_MAX: usize = 4 * 1024;
 pub const CERTIFICATE_BACKDATE: Duration = Duration::from_secs(300);
 /// How long a handshake, ours or a peer's, may take.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A handshake that failed counts as one under way for this long.
+pub const HANDSHAKE_REMAINS: Duration = Duration::from_secs(3);
 /// A connection over which nothing came for this long is dead, or not needed.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection with a request or stream under way is kept alive at this interval.

@@ -46,10 +46,10 @@ pub enum IdentityError {
     #[error("node {0:?} was removed from the cluster")]
     Removed(NodeId),
     /// It has run out.
-    #[error("certificate expired {0:?} ago: it must be renewed (or this node's clock is ahead)")]
+    #[error("certificate expired {} ago: it must be renewed (or this node's clock is ahead)", words(.0))]
     Expired(Duration),
     /// It begins in the future: one of the clocks is wrong.
-    #[error("certificate not valid for another {0:?}: this node's clock is behind, or its issuer's is ahead")]
+    #[error("certificate not valid for another {}: this node's clock is behind, or its issuer's is ahead", words(.0))]
     NotYetValid(Duration),
     /// The token was made by another cluster than the one that answers.
     #[error("this token is of another cluster: it names CA {want:?}, the peer shows CA {found:?}")]
@@ -83,6 +83,10 @@ pub enum IdentityError {
         #[source]
         source: std::io::Error,
     },
+}
+
+fn words(span: &Duration) -> String {
+    crate::human::duration(*span)
 }
 
 /// Whether `signature` is `public_key`'s Ed25519 signature of `message`.

@@ -12,7 +12,7 @@ use super::dial::identify;
 use super::fault::{self, CLOSE_REFUSED};
 use super::link::Link;
 use super::{Alpn, Class, Shared, join};
-use crate::limits::{HANDSHAKE_TIMEOUT, HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS_MAX};
+use crate::limits::{HANDSHAKE_REMAINS, HANDSHAKE_TIMEOUT, HANDSHAKES_MAX, HANDSHAKES_PER_ADDRESS_MAX};
 
 /// Handshakes under way, by the address that they come from.
 #[derive(Debug, Default)]
@@ -65,8 +65,13 @@ pub(super) async fn run(shared: Arc<Shared>) {
         };
         let shared = shared.clone();
         tokio::spawn(async move {
-            if let Some((connection, alpn)) = accept_one(&shared, incoming).await {
-                welcome(shared, connection, alpn, door).await;
+            match accept_one(&shared, incoming).await {
+                Some((connection, alpn)) => welcome(shared, connection, alpn, door).await,
+                None => {
+                    // QUIC keeps what is left of it for a while: a burst of broken handshakes must not be free.
+                    tokio::time::sleep(HANDSHAKE_REMAINS).await;
+                    drop(door);
+                }
             }
         });
     }

@@ -15,6 +15,8 @@ pub(super) const RESET_UNFINISHED: VarInt = VarInt::from_u32(1);
 
 /// TLS alert `no_application_protocol`.
 const ALERT_NO_PROTOCOL: u64 = 0x100 | 120;
+/// TLS alert `certificate_revoked`: its node was removed from the cluster.
+const ALERT_REVOKED: u64 = 0x100 | 44;
 
 /// Whether the peer ended the handshake, or refused before it served anything.
 pub(super) fn never_served(error: &ConnectionError) -> bool {
@@ -23,6 +25,15 @@ pub(super) fn never_served(error: &ConnectionError) -> bool {
         ConnectionError::ApplicationClosed(close) => close.error_code == CLOSE_REFUSED,
         ConnectionError::TransportError(error) => u64::from(error.code) & 0xff00 == 0x100,
         ConnectionError::VersionMismatch => true,
+        _ => false,
+    }
+}
+
+/// Whether the peer says that this node was removed from the cluster. To be believed only of a peer that is identified.
+pub(super) fn says_removed(error: &ConnectionError) -> bool {
+    match error {
+        ConnectionError::ConnectionClosed(close) => u64::from(close.error_code) == ALERT_REVOKED,
+        ConnectionError::ApplicationClosed(close) => close.error_code == CLOSE_REMOVED,
         _ => false,
     }
 }
@@ -48,6 +59,12 @@ pub(super) fn text(error: &ConnectionError) -> String {
         return "what answers there does not speak this version of smartnode's protocol".into();
     }
     match error {
+        ConnectionError::TransportError(error) if u64::from(error.code) == ALERT_REVOKED => {
+            "it was removed from the cluster".into()
+        }
+        ConnectionError::ConnectionClosed(_) if says_removed(error) => {
+            "the peer refused this node: it was removed from the cluster".into()
+        }
         ConnectionError::TransportError(error) => plain(&error.reason),
         ConnectionError::ConnectionClosed(close) => {
             format!("the peer refused this node: {}", plain(&String::from_utf8_lossy(&close.reason)))

@@ -195,9 +195,10 @@ pub enum JoinError {
 fn human(skew: Duration) -> String {
     match skew.as_secs() {
         seconds @ 0..=119 => format!("{seconds} s"),
-        seconds @ 120..=7199 => format!("{} min", seconds / 60),
-        seconds @ 7200..=172_799 => format!("{} h", seconds / 3600),
-        seconds => format!("{} days", seconds / 86_400),
+        // Rounded: five hours less the way of a packet are five hours.
+        seconds @ 120..=7199 => format!("{} min", (seconds + 30) / 60),
+        seconds @ 7200..=172_799 => format!("{} h", (seconds + 1800) / 3600),
+        seconds => format!("{} days", (seconds + 43_200) / 86_400),
     }
 }
 

@@ -154,6 +154,9 @@ impl Link {
 /// Runs a connection that was installed in the pool.
 pub(super) async fn run(shared: Arc<Shared>, link: Arc<Link>) {
     let reason = link.serve(&shared).await;
+    if fault::says_removed(&reason) {
+        shared.expelled.send_replace(true);
+    }
     shared.pool().remove(&link);
     tracing::debug!(peer = ?link.peer.id, class = ?link.class, reason = fault::text(&reason), "connection ended");
 }

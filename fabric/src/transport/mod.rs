@@ -26,10 +26,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use quinn::Endpoint;
 use thiserror::Error;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::identity::{Credentials, NodeKey, SharedTrust};
+use crate::identity::{Credentials, IdentityError, NodeKey, SharedTrust};
 use crate::ids::NodeId;
 use crate::limits::*;
 use crate::rpc::{CallError, Kind, Peer, Router, Rpc};
@@ -162,6 +162,8 @@ struct Shared {
     /// Handshakes of peers under way, by address.
     doors: Arc<accept::Doors>,
     joins: Arc<Semaphore>,
+    /// A member has said that this node was removed.
+    expelled: watch::Sender<bool>,
 }
 
 impl Shared {
@@ -237,6 +239,7 @@ impl Transport {
             memory: Arc::new(Semaphore::new(request::PERMITS)),
             doors: Arc::default(),
             joins: Arc::new(Semaphore::new(JOINS_MAX)),
+            expelled: watch::Sender::new(false),
         });
         tokio::spawn(accept::run(shared.clone()));
         Ok(Transport { shared, received: Arc::new(Mutex::new(Some(received))) })
@@ -349,6 +352,13 @@ impl Transport {
         join::renew(&self.shared, to, timeout).await
     }
 
+    /// Returns once a member, whose certificate is good, has said that this node was removed from the cluster.
+    pub async fn expelled(&self) {
+        let mut news = self.shared.expelled.subscribe();
+        // The sender lives as long as `self`.
+        let _ = news.wait_for(|expelled| *expelled).await;
+    }
+
     /// Closes everything of a removed peer, and refuses it at once.
     pub fn cut(&self, node: NodeId) {
         self.shared.pool().cut(node);
@@ -362,7 +372,8 @@ impl Transport {
             let judged =
                 self.shared.trust.read().unwrap_or_else(PoisonError::into_inner).verify(&link.certificate, now);
             if let Err(error) = judged {
-                link.close(CLOSE_REMOVED, &error.to_string());
+                let removed = matches!(error, IdentityError::Removed(_));
+                link.close(if removed { CLOSE_REMOVED } else { CLOSE_REFUSED }, &error.to_string());
                 self.shared.pool().remove(&link);
             }
             if self.shared.is_removed(link.peer.id) {

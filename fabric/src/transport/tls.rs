@@ -83,9 +83,13 @@ impl ResolvesClientCert for Shown {
     }
 }
 
-/// The reason is for people here, and travels to the peer as text in the close frame.
+/// The reason is for people here, and travels to the peer as text in the close frame. A removal has an alert of its own,
+/// since the removed node acts on it.
 fn refused(error: IdentityError) -> rustls::Error {
-    rustls::Error::General(error.to_string())
+    match error {
+        IdentityError::Removed(_) => rustls::Error::InvalidCertificate(rustls::CertificateError::Revoked),
+        error => rustls::Error::General(error.to_string()),
+    }
 }
 
 fn provider() -> Arc<CryptoProvider> {
