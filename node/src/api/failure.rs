@@ -216,8 +216,12 @@ impl Failure {
 }
 
 impl From<Refusal> for Failure {
-    fn from(refusal: Refusal) -> Self {
-        Failure { class: Class::of_code(&refusal.code), refusal: Box::new(refusal) }
+    fn from(mut refusal: Refusal) -> Self {
+        let class = Class::of_code(&refusal.code);
+        if class == Class::Invalid && refusal.hint.is_none() {
+            refusal.hint = Some("fields and their bounds are described in /v1/openapi.json".into());
+        }
+        Failure { class, refusal: Box::new(refusal) }
     }
 }
 

@@ -164,6 +164,7 @@ fn collect(store: &Store, known: &Mutex<Known>, needed: &BTreeSet<Digest>, now: 
 
 fn failure(error: &dyn std::error::Error) -> Failure {
     Failure::new("image", words(error))
+        .hint("smartnode image from-host NAME PATH... packs programs that are on this host")
 }
 
 #[async_trait]

@@ -30,15 +30,32 @@ use crate::runtime::Runtime;
 use crate::runtime::absent::NoMachines;
 use crate::runtime::container::{ContainerConfig, ContainerRuntime};
 
+/// A node that leaves has ended this long after its removal.
+const PARTING: std::time::Duration = std::time::Duration::from_secs(3);
+
 /// Runs a node until it is told to stop.
 pub fn run(options: NodeOptions, start: Start) -> BoxFuture<Result<(), CliError>> {
-    Box::pin(run_node(options, start))
+    Box::pin(async move {
+        let data_dir = options.data_dir.clone();
+        run_node(options, start).await.map_err(|error| hint_at_room(error, &data_dir))
+    })
+}
+
+/// Whatever a full disk has stopped needs the same next step.
+fn hint_at_room(error: CliError, data_dir: &Path) -> CliError {
+    let full = std::io::Error::from(nix::errno::Errno::ENOSPC).to_string();
+    if !error.cause.contains(&full) {
+        return error;
+    }
+    error.hint(format!("make room in {}, then run it again (a member: smartnode start)", data_dir.display()))
 }
 
 async fn run_node(options: NodeOptions, start: Start) -> Result<(), CliError> {
     let seams = real::seams(&options.data_dir).map_err(|error| unusable(&options.data_dir, &error))?;
     let lock = lock(&options.data_dir)?;
     let here = ThisHost::new(&options.data_dir);
+    // Tried before anybody is asked: a node that cannot listen is not to be admitted.
+    try_ports(&options)?;
     become_member(&seams, &here, &options, start).await?;
     local_token::ensure(&*seams.disk, &*seams.entropy).map_err(|error| unusable(&options.data_dir, &error))?;
 
@@ -47,7 +64,8 @@ async fn run_node(options: NodeOptions, start: Start) -> Result<(), CliError> {
     let parts = parts(&options, here, key.id())?;
     let config =
         NodeConfig { listen: options.listen, advertise: options.advertise, data_dir: options.data_dir.clone() };
-    let node = Node::start(seams, parts, config).await.map_err(|error| not_started(&error))?;
+    let node = Node::start(seams, parts, config).await;
+    let node = node.map_err(|error| not_started(&error, &options.data_dir))?;
     let pem = node.context().trust.read().unwrap_or_else(PoisonError::into_inner).to_pem();
     if let Err(error) = node.context().seams.disk.write(CA_FILE, pem.as_bytes()) {
         tracing::warn!(%error, "the file {CA_FILE} for clients on other hosts could not be written");
@@ -69,10 +87,11 @@ async fn run_node(options: NodeOptions, start: Start) -> Result<(), CliError> {
     let context = node.context().clone();
     tracing::info!(node = %context.name, id = %context.me.short(), address = %context.advertise, "ready");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    until_told(&context).await?;
+    let ended = until_told(&context).await;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     admin.stop().await;
     node.stop().await;
+    ended?;
     if context.purge_wanted.load(std::sync::atomic::Ordering::Relaxed) {
         purge(&options.data_dir);
     }
@@ -80,13 +99,23 @@ async fn run_node(options: NodeOptions, start: Start) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Returns when the node was told to stop, by a signal or by the admin port.
+/// Returns when the node was told to stop, by a signal or by the admin port; or fails when it can take part no longer. A
+/// voter whose ledger has stopped must not stay alive in membership, or others would count on it.
 async fn until_told(context: &Arc<super::context::Context>) -> Result<(), CliError> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let watchdog = watchdog(context.clone());
     tokio::select! {
         biased;
         () = context.shutdown.cancelled() => return Ok(()),
+        reason = context.ledger.halted() => {
+            let cause = format!("the ledger of this node has stopped: {reason}");
+            return Err(CliError::new(Exit::Failed, cause).hint("machines go on; mend the cause, then: smartnode start"));
+        }
+        () = context.transport.expelled() => {
+            // A node that leaves hears of its removal while it says its last words.
+            let left = tokio::time::timeout(PARTING, context.shutdown.cancelled()).await;
+            return left.map_err(|_| expelled(&context.data_dir));
+        }
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
         () = watchdog => {}
@@ -238,6 +267,16 @@ impl Host for NothingToOffer {
     }
 }
 
+/// Whether the ports can be had.
+fn try_ports(options: &NodeOptions) -> Result<(), CliError> {
+    let said = |address: SocketAddr, error| format!("cannot listen on {address}: {error}");
+    std::net::UdpSocket::bind(options.listen)
+        .map_err(|error| CliError::new(Exit::Conflict, said(options.listen, error)).hint(OTHER_PORT))?;
+    std::net::TcpListener::bind(options.admin_listen)
+        .map_err(|error| CliError::new(Exit::Conflict, said(options.admin_listen, error)).hint(OTHER_ADMIN_PORT))?;
+    Ok(())
+}
+
 fn lock(data_dir: &Path) -> Result<Flock<std::fs::File>, CliError> {
     let path = data_dir.join(LOCK_FILE);
     let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path)?;
@@ -270,19 +309,32 @@ fn not_member(error: &StartError) -> CliError {
         .hint("smartnode init founds a cluster, smartnode join PEER --token T enters one")
 }
 
-fn not_started(error: &StartError) -> CliError {
+const OTHER_PORT: &str = "is another node on this port? Choose one with --listen IP:PORT";
+const OTHER_ADMIN_PORT: &str = "choose another with --admin-listen IP:PORT or --admin-socket PATH";
+
+/// This node's membership is over, whatever its data directory says.
+fn expelled(data_dir: &Path) -> CliError {
+    CliError::new(Exit::Denied, "this node was removed from the cluster, its peers say")
+        .hint(format!("to join anew, move {} aside, then: smartnode join PEER --token T", data_dir.display()))
+}
+
+fn not_started(error: &StartError, data_dir: &Path) -> CliError {
     match error {
         StartError::NotMember => not_member(error),
         StartError::Transport(_) => {
-            CliError::of(Exit::Conflict, error).hint("is another node on this port? Choose one with --listen IP:PORT")
+            CliError::of(Exit::Conflict, error).hint(OTHER_PORT)
         }
+        StartError::Ledger(damage) if damage.is_damage() => CliError::of(Exit::Failed, error).hint(format!(
+            "on another node: smartnode node remove NAME --force; then here move {} aside and: smartnode join PEER --token T",
+            data_dir.display()
+        )),
         StartError::Founding(_) => CliError::of(Exit::Unreachable, error).hint("run the same command again"),
         _ => CliError::of(Exit::Failed, error),
     }
 }
 
 fn port_in_use(error: &PortError) -> CliError {
-    CliError::of(Exit::Conflict, error).hint("choose another with --admin-listen IP:PORT or --admin-socket PATH")
+    CliError::of(Exit::Conflict, error).hint(OTHER_ADMIN_PORT)
 }
 
 fn not_founded(error: &FoundingError) -> CliError {
@@ -298,6 +350,9 @@ fn not_founded(error: &FoundingError) -> CliError {
         FoundingError::Join(JoinError::Refused(refusal)) => refused(refusal),
         FoundingError::Join(JoinError::Untrusted { source: IdentityError::ForeignToken { .. }, .. }) => {
             CliError::of(Exit::Denied, error).hint("make a token on a member of the cluster that you want to join")
+        }
+        FoundingError::Join(JoinError::Untrusted { source: IdentityError::Expired(_), .. }) => {
+            CliError::of(Exit::Denied, error).hint("if this node's clock is ahead: timedatectl set-ntp true")
         }
         FoundingError::Join(JoinError::Untrusted { .. }) => CliError::of(Exit::Denied, error),
         FoundingError::Join(JoinError::Clock { .. }) => {

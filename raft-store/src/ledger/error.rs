@@ -19,6 +19,19 @@ pub enum StartError {
     Halted(String),
 }
 
+impl StartError {
+    /// Whether what is on disk is damaged, so that trying again does not help.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            StartError::Store(StoreError::Damaged { .. }) => true,
+            StartError::Store(StoreError::Open { source, .. } | StoreError::Disk { source, .. }) => {
+                matches!(**source, redb::Error::Corrupted(_))
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Why a write or a linearizable read has no answer. A time-out is told apart from a refusal.
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
 pub enum LedgerError {

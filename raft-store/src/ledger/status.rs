@@ -61,6 +61,14 @@ impl Ledger {
     pub fn status(&self) -> LedgerStatus {
         self.inner.status()
     }
+
+    /// Waits until the ledger of this node has stopped by itself, and says why.
+    pub async fn halted(&self) -> String {
+        let mut halt = self.inner.shared.halt.subscribe();
+        let reason = halt.wait_for(Option::is_some).await.map(|reason| reason.clone());
+        // The sender lives as long as `self`.
+        reason.ok().flatten().unwrap_or_default()
+    }
 }
 
 /// How many more of the alive voters may fail, given the sets that each need a majority; none when one set has none.

@@ -28,7 +28,9 @@ impl State {
     ) -> Result<Outcome, Refusal> {
         check_name("name", name)?;
         if self.tenants.contains_key(name) {
-            return Err(Refusal::new(codes::EXISTS, format!("tenant {name} exists")).field("name", name));
+            return Err(Refusal::new(codes::EXISTS, format!("tenant {name} exists"))
+                .field("name", name)
+                .hint("choose another name"));
         }
         if self.tenants.len() >= TENANTS_MAX {
             return Err(Refusal::new(codes::LIMIT, format!("there are {TENANTS_MAX} tenants, and no more fit")));
