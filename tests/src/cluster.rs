@@ -1,8 +1,9 @@
 //! A fabric of real daemons, and what a user would type at it.
 #![expect(clippy::disallowed_methods, reason = "drives real processes")]
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -38,6 +39,25 @@ pub struct Reply {
 }
 
 impl Reply {
+    /// What a program gave that has ended.
+    fn of(output: &Output) -> Self {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let code = output.status.code().unwrap_or(-1);
+        Reply { code, stdout: text(&output.stdout), stderr: text(&output.stderr) }
+    }
+
+    /// Asserts failure with this code, and that `words` were said.
+    ///
+    /// # Panics
+    /// When it was otherwise.
+    pub fn expect(&self, code: i32, words: &[&str]) {
+        assert_eq!(self.code, code, "{self:?}");
+        for word in words {
+            assert!(self.stderr.contains(word), "no {word:?} in {self:?}");
+        }
+        assert!(!self.stderr.contains("panicked"), "{self:?}");
+    }
+
     /// The data as JSON.
     ///
     /// # Panics
@@ -83,18 +103,35 @@ impl Cluster {
     /// When it does not come up.
     pub fn of(count: usize, tag: &str) -> Self {
         let mut cluster = Cluster::hosts(count, tag);
-        cluster.init();
+        cluster.form();
+        cluster
+    }
+
+    /// Makes one fabric of all hosts.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn form(&mut self) {
+        let count = self.lab.hosts().len();
+        self.init();
         if count > 1 {
-            let token = cluster.token(count as u32 - 1);
+            let token = self.token(count as u32 - 1);
             for at in 1..count {
-                cluster.join(at, &token);
+                self.join(at, &token);
             }
-            cluster.wait_members(count);
+            self.wait_members(count);
         }
         if count >= 3 {
-            cluster.cli(0, &["status", "--wait-tolerance", "1", "--timeout", "60s"]).ok();
+            self.wait_tolerance(0);
         }
-        cluster
+    }
+
+    /// Waits until any one node may fail.
+    ///
+    /// # Panics
+    /// When it is not so within a minute.
+    pub fn wait_tolerance(&self, asked: usize) {
+        self.cli(asked, &["status", "--wait-tolerance", "1", "--timeout", "60s"]).ok();
     }
 
     /// A file's place beside the hosts' data.
@@ -143,9 +180,7 @@ impl Cluster {
     /// When it cannot be started.
     pub fn cli(&self, at: usize, arguments: &[&str]) -> Reply {
         let output = self.lab.client(at, arguments).stdin(Stdio::null()).output().expect("the CLI runs");
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let code = output.status.code().unwrap_or(-1);
-        Reply { code, stdout: text(&output.stdout), stderr: text(&output.stderr) }
+        Reply::of(&output)
     }
 
     /// Runs a program in a host's network.
@@ -154,9 +189,7 @@ impl Cluster {
     /// When it cannot be started.
     pub fn run_on(&self, at: usize, program: &str, arguments: &[&str]) -> Reply {
         let output = self.lab.on(at, Path::new(program)).args(arguments).output().expect("the program runs");
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let code = output.status.code().unwrap_or(-1);
-        Reply { code, stdout: text(&output.stdout), stderr: text(&output.stderr) }
+        Reply::of(&output)
     }
 
     /// A command prepared for a host's network, to be run in the background.
@@ -256,6 +289,25 @@ impl Cluster {
         self.lab.kill_daemon(at);
         let stderr = self.log(at).split_off(said);
         Reply { code: status.code().unwrap_or(-1), stdout: String::new(), stderr }
+    }
+
+    /// Runs a join that is to fail, with more environment: how it ended, and its words.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn join_fails(&self, at: usize, token: &str, environment: [(OsString, OsString); 2]) -> Reply {
+        let (peer, host) = (format!("{}:7420", self.lab.host(0).address), self.lab.host(at));
+        let mut join = self.lab.client(at, &["join", &peer, "--token", token, "--name", &host.name, "--data-dir"]);
+        Reply::of(&join.arg(&host.data_dir).envs(environment).output().expect("the program runs"))
+    }
+
+    /// Stops a daemon as announced, and waits for its end.
+    ///
+    /// # Panics
+    /// When it does not end.
+    pub fn stop(&mut self, at: usize) {
+        self.cli(at, &["stop"]).ok();
+        assert_eq!(self.wait_ended(at), 0);
     }
 
     /// Waits until a started daemon has ended by itself, and forgets it.

@@ -1,6 +1,6 @@
 //! Bytes to an admin socket as no well-behaved client would send them.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -32,14 +32,20 @@ impl Answer {
     /// # Panics
     /// When nothing that is HTTP comes within half a minute.
     pub fn read(stream: &mut UnixStream) -> Answer {
-        stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a time-out");
+        Answer::try_read(stream).unwrap_or_else(|error| panic!("no answer: {error}"))
+    }
+
+    fn try_read(stream: &mut UnixStream) -> io::Result<Answer> {
+        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
         let mut bytes = Vec::new();
         // A port that refuses a body may reset the connection after its answer.
         let end = stream.read_to_end(&mut bytes);
         let text = String::from_utf8_lossy(&bytes).into_owned();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{end:?}, no answer: {text:?}"));
+        let Some((head, body)) = text.split_once("\r\n\r\n") else {
+            return Err(end.err().unwrap_or_else(|| io::Error::other(format!("no head in {text:?}"))));
+        };
         let status = head.split(' ').nth(1).and_then(|word| word.parse().ok());
-        Answer { status: status.unwrap_or_default(), head: head.to_owned(), body: body.to_owned() }
+        Ok(Answer { status: status.unwrap_or_default(), head: head.to_owned(), body: body.to_owned() })
     }
 }
 
@@ -56,15 +62,25 @@ pub fn open(socket: &Path, head: &str) -> UnixStream {
 /// One request with a JSON body; `headers` are whole lines.
 ///
 /// # Panics
-/// When nobody listens.
+/// When nobody listens, or answers.
 pub fn ask(socket: &Path, method: &str, path: &str, headers: &[&str], body: &str) -> Answer {
+    try_ask(socket, method, path, headers, body).unwrap_or_else(|error| panic!("{}: {error}", socket.display()))
+}
+
+/// The same of a daemon that may be dying.
+///
+/// # Errors
+/// When nobody listens, or the connection ends without an answer.
+pub fn try_ask(socket: &Path, method: &str, path: &str, headers: &[&str], body: &str) -> io::Result<Answer> {
     let lines: String = headers.iter().map(|line| format!("{line}\r\n")).collect();
     let head = format!(
         "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n\
          Content-Length: {}\r\n{lines}\r\n{body}",
         body.len()
     );
-    Answer::read(&mut open(socket, &head))
+    let mut stream = UnixStream::connect(socket)?;
+    stream.write_all(head.as_bytes())?;
+    Answer::try_read(&mut stream)
 }
 
 /// What a `GET` answers with status 200, if anybody answers.

@@ -9,6 +9,7 @@
 //! Every wait goes through [`poll::until`]: a condition and a deadline, never a plain sleep.
 
 mod cluster;
+pub mod hosts;
 pub mod http;
 pub mod machines;
 pub mod poll;

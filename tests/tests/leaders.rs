@@ -1,5 +1,6 @@
 //! Leaders and majorities die; what was acknowledged stays.
 
+use std::collections::BTreeSet;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -112,6 +113,59 @@ fn no_acknowledged_write_is_lost_with_its_leader() {
     // Each of the writes was applied once: revisions are log positions, so none may be fewer than the writes.
     let after = cluster.inspect(other, "m").unwrap()["revision"].as_u64().unwrap();
     assert!(after - before >= WRITES, "{WRITES} writes, revisions {before} to {after}");
+}
+
+/// Makes tenants one after another until told enough; each answer is final, for its key makes a repetition safe.
+fn make_tenants(socket: &std::path::Path, progress: &mpsc::Sender<u64>) {
+    for at in 1..=WRITES {
+        let key = format!("Idempotency-Key: tenant-{at}");
+        let body = format!(r#"{{"name":"t{at}"}}"#);
+        let written = || {
+            // While its daemon is dead there is no socket to ask.
+            let asked = http::try_ask(socket, "POST", "/v1/tenants", &[&key], &body).ok()?;
+            assert!(asked.status < 300 || asked.status >= 429, "{asked:?}");
+            (asked.status < 300).then_some(())
+        };
+        poll::until(&format!("tenant {at} is made"), Duration::from_secs(60), written);
+        let _ = progress.send(at);
+    }
+}
+
+fn tenants(cluster: &Cluster, at: usize) -> BTreeSet<u64> {
+    let list = cluster.cli(at, &["tenant", "list", "-o", "name"]).stdout;
+    list.lines().filter_map(|name| name.strip_prefix('t')?.parse().ok()).collect()
+}
+
+#[test]
+#[ignore = "needs root and namespaces"]
+fn no_acknowledged_write_is_lost_when_all_are_killed_at_once() {
+    let mut cluster = Cluster::of(3, "allat");
+    let socket = cluster.lab.host(1).admin_socket();
+    let (progress, written) = mpsc::channel();
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| make_tenants(&socket, &progress));
+        for round in 1..=2 {
+            written.iter().find(|at| *at >= round * WRITES / 3).expect("the writer goes on");
+            (0..3).for_each(|at| cluster.kill_daemon(at));
+            let acknowledged = written.try_iter().last().unwrap_or(round * WRITES / 3);
+            (0..3).for_each(|at| cluster.start(at));
+            (0..3).for_each(|at| cluster.wait_ready(at));
+            for at in 0..3 {
+                let missing = || {
+                    let there = tenants(&cluster, at);
+                    (1..=acknowledged).find(|number| !there.contains(number))
+                };
+                let limit = Duration::from_secs(30);
+                poll::until_or(limit, || missing().is_none().then_some(()), || format!("n{}: {:?}", at + 1, missing()));
+            }
+        }
+        writer.join().unwrap();
+    });
+    let all: BTreeSet<u64> = (1..=WRITES).collect();
+    for at in 0..3 {
+        poll::until("all thousand are there", Duration::from_secs(20), || (tenants(&cluster, at) == all).then_some(()));
+    }
+    cluster.wait_tolerance(0);
 }
 
 /// Who is killed while a machine moves.
