@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use fabric::ids::NodeId;
+use fabric::limits::CHUNK_BYTES;
 use openraft::{Config, SnapshotPolicy};
 
 /// redb's page cache.
@@ -22,6 +24,9 @@ pub(crate) const SNAPSHOT_BYTES_MAX: u64 = 1 << 30;
 /// snapshot holds up to 100,000 answers to requests, so it must be rare enough not to be most of what is written; a
 /// restart replays as many entries in well under a second.
 pub(crate) const SNAPSHOT_EVERY: u64 = 50_000;
+/// Bytes of a snapshot's chunk. Framed it still fits a page of `CHUNK_BYTES`: redb's pages are powers of two, and one of
+/// twice the size would be written whole.
+pub(crate) const SNAPSHOT_CHUNK_BYTES: usize = CHUNK_BYTES - (16 << 10);
 /// Purged entries that one transaction removes from the disk. They are gone for everybody before.
 pub(crate) const SWEPT_PER_TRANSACTION: u64 = 1_024;
 /// A leader speaks to its followers this often.
@@ -81,6 +86,12 @@ pub(crate) const VOTERS_PERIOD: Duration = Duration::from_millis(250);
 pub(crate) const CATCH_UP_ENTRIES: u64 = 256;
 /// Deadline of one change of members.
 pub(crate) const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Entries between the snapshots of this node: up to half as many more than `SNAPSHOT_EVERY`, so that the members of a
+/// quorum seldom make theirs at the same time.
+pub(crate) fn snapshot_every(node: NodeId) -> u64 {
+    SNAPSHOT_EVERY + SNAPSHOT_EVERY * u64::from(node.0[0]) / 512
+}
 
 /// openraft's configuration. A leader that dies is replaced within about 0.6 s: its lease (`ELECTION_MAX`) ends, then the
 /// first follower's election time does.

@@ -164,7 +164,7 @@ impl Registration {
         let seed = u64::from_le_bytes(draw::<8>(&*seams.entropy));
         let starting = Raft::new(
             Member(config.node),
-            Arc::new(tuning::raft(self.snapshot_every.unwrap_or(tuning::SNAPSHOT_EVERY))),
+            Arc::new(tuning::raft(self.snapshot_every.unwrap_or_else(|| tuning::snapshot_every(config.node)))),
             network,
             log,
             machine,

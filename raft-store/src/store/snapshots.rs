@@ -6,7 +6,6 @@
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use fabric::limits::CHUNK_BYTES;
 use fabric::wire::{self, HEADER_BYTES};
 use redb::ReadableDatabase;
 
@@ -16,20 +15,21 @@ use super::{CHUNKS, During, KEY_SNAPSHOT, Store, StoreError, damaged, put};
 use crate::codec::{SnapshotChunkV1, SnapshotHeadV1, SnapshotMetaV1};
 use crate::snapshot::{self, CaKeys};
 use crate::state::State;
+use crate::tuning::SNAPSHOT_CHUNK_BYTES;
 use crate::types::{Snapshot, SnapshotData, SnapshotMeta};
 
 /// The state as framed records, cut into chunks regardless of where a record ends. Other tasks get turns between chunks.
 pub(crate) async fn encode_state(state: &State, keys: CaKeys) -> SnapshotData {
     let mut chunks = Vec::new();
-    let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+    let mut chunk = Vec::with_capacity(SNAPSHOT_CHUNK_BYTES);
     for record in snapshot::to_records(state, keys) {
         let mut rest = record.as_slice();
         while !rest.is_empty() {
-            let (now, later) = rest.split_at(rest.len().min(CHUNK_BYTES - chunk.len()));
+            let (now, later) = rest.split_at(rest.len().min(SNAPSHOT_CHUNK_BYTES - chunk.len()));
             chunk.extend_from_slice(now);
             rest = later;
-            if chunk.len() == CHUNK_BYTES {
-                chunks.push(Bytes::from(std::mem::replace(&mut chunk, Vec::with_capacity(CHUNK_BYTES))));
+            if chunk.len() == SNAPSHOT_CHUNK_BYTES {
+                chunks.push(Bytes::from(std::mem::replace(&mut chunk, Vec::with_capacity(SNAPSHOT_CHUNK_BYTES))));
                 tokio::task::yield_now().await;
             }
         }
