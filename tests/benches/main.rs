@@ -9,6 +9,8 @@
 mod deaths;
 mod idle;
 mod joins;
+mod ledger;
+mod load;
 mod machines;
 mod moves;
 mod nodes;
@@ -41,6 +43,9 @@ const MEASURES: &[(&str, Measure)] = &[
     ("join-ten", joins::ten),
     ("death", deaths::confirmed),
     ("failover", deaths::failover),
+    ("writes", ledger::writes),
+    ("leader", ledger::leader),
+    ("reads", ledger::reads),
     ("create", machines::create),
     ("move", moves::small),
     ("move-64", moves::large),
