@@ -86,7 +86,7 @@ fn refuses_the_rest(socket: &Path) {
         ("POST /v1/tenants", r#"{"name":"default"}"#, 409, "default"),
         ("POST /v1/tenants", r#"{"name":"UPPER"}"#, 422, "UPPER"),
         ("POST /v1/tenants", r#"{"name":"a","parent":"nobody"}"#, 404, "nobody"),
-        ("DELETE /v1/tenants/default", "{}", 409, "1 machines"),
+        ("DELETE /v1/tenants/default", "{}", 409, "1 machine,"),
         ("DELETE /v1/tenants/nobody", "{}", 404, "nobody"),
         ("POST /v1/tenants/default/images", r#"{"name":"x","from_host":["/bin/nothing"]}"#, 409, "/bin/nothing"),
         ("POST /v1/tenants/default/images", r#"{"name":"x","from_host":[]}"#, 422, "0"),
