@@ -179,6 +179,11 @@ impl FakeRuntime {
         Ok(done)
     }
 
+    /// What runs, unfrozen, now.
+    pub fn running(&self) -> Vec<Running> {
+        self.kernel.running(self.clock.boottime())
+    }
+
     fn change(&self) {
         self.changed.send_modify(|version| *version += 1);
     }

@@ -237,6 +237,15 @@ impl Task {
                     return if closed || ended.is_ok() { End::Stop } else { End::Broken };
                 }
                 () = news.notified() => self.read(&handle).await,
+                // Who comes greets whom it meets first at once; the others, who already gossip, wait for their tick.
+                changed = self.members.changed() => {
+                    if changed.is_err() {
+                        return End::Stop;
+                    }
+                    if self.seen.len() <= 1 {
+                        self.greet(&handle).await;
+                    }
+                }
                 _ = tick.tick() => {
                     self.greet(&handle).await;
                     if let Some(generation) = self.outdated(&handle).await {
@@ -343,7 +352,7 @@ impl Task {
 
     /// Greets members that chitchat does not know yet.
     async fn greet(&mut self, handle: &ChitchatHandle) {
-        let members = self.members.borrow().clone();
+        let members = self.members.borrow_and_update().clone();
         let known: Vec<Slot> = handle
             .with_chitchat(|chitchat| {
                 chitchat.node_states().keys().filter_map(|id| Slot::of_address(id.gossip_advertise_addr)).collect()

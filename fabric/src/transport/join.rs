@@ -236,7 +236,10 @@ pub async fn ask(
     let endpoint = endpoint::bind(seams, any, key, None).map_err(JoinError::Socket)?;
     let asked = ask_from(&endpoint, seams, peer, token, key, joiner).await;
     endpoint.close(fault::CLOSE_SHUTDOWN, b"done");
-    let _ = timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
+    // The good-bye needs some round trips to drain; nobody has to wait for it.
+    tokio::spawn(async move {
+        let _ = timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
+    });
     asked
 }
 

@@ -18,8 +18,10 @@ use super::context::Context;
 use super::dir::{ClusterFile, PEERS_MAX};
 use super::lease;
 
-/// A node tells its state this often, and at once when its part in Raft changes.
+/// A node looks at its state this often, and tells what changed.
 const TELL: Duration = Duration::from_secs(1);
+/// Changes of its pressure alone wait so many looks: each statement costs every node of the cell a signature check.
+const TELL_PRESSURE: u32 = 10;
 /// Digests of images that fit a statement.
 const IMAGES_TOLD_MAX: usize = 64;
 /// Certificates are looked at this often; a renewal that failed is tried again then.
@@ -44,12 +46,29 @@ async fn pause(context: &Context, how_long: Duration) -> bool {
 
 /// Gossips this node's state.
 pub async fn tell(context: Arc<Context>) {
+    let (mut told, mut looks) = (None, 0);
     loop {
-        context.gossip.publish(statement(&context).await);
+        let now = statement(&context).await;
+        looks += 1;
+        if looks >= TELL_PRESSURE || told.as_ref().is_none_or(|told| !same_but_for_pressure(told, &now)) {
+            context.gossip.publish(now.clone());
+            (told, looks) = (Some(now), 0);
+        }
         if !pause(&context, TELL).await {
             return;
         }
     }
+}
+
+/// Whether two statements differ in nothing but what wavers all the time: how busy the host is, how far its ledger.
+fn same_but_for_pressure(told: &NodeState, now: &NodeState) -> bool {
+    let steady = NodeState {
+        memory_available_bytes: told.memory_available_bytes,
+        load_millis: told.load_millis,
+        applied: told.applied,
+        ..now.clone()
+    };
+    steady == *told
 }
 
 async fn statement(context: &Context) -> NodeState {

@@ -63,6 +63,12 @@ impl History {
         drop(gone);
     }
 
+    /// The ledger of the first of these hosts that runs one.
+    pub fn ledger(&self, hosts: &[HostId]) -> Option<Ledger> {
+        let book = self.book();
+        hosts.iter().find_map(|host| book.ledgers.get(host).cloned())
+    }
+
     /// Compares what is applied here with what others applied at the same index.
     async fn watch(&self, boot: &Boot, ledger: &Ledger) {
         let mut entries = ledger.subscribe();

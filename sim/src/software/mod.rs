@@ -6,4 +6,5 @@ pub mod history;
 pub mod leaky;
 pub mod ledger;
 pub mod node;
+pub mod operators;
 pub mod ping;

@@ -31,6 +31,7 @@ use crate::actor::{Boot, HostId, Software};
 use crate::net::address;
 use crate::software::cluster::PORT;
 use crate::software::history::History;
+use crate::software::operators::Operators;
 
 /// Between two tries of anything.
 const RETRY: Duration = Duration::from_millis(300);
@@ -78,6 +79,7 @@ impl Images for AllImages {
 #[derive(Debug, Clone, Default)]
 pub struct Nodes {
     history: History,
+    operators: Operators,
     /// What the operator wrote down.
     token: Arc<Mutex<Option<JoinToken>>>,
     calm_us: u64,
@@ -160,7 +162,8 @@ impl Nodes {
         if boot.host == FOUNDER {
             self.make_token(boot, &node).await;
         }
-        self.history.follow(boot, node.context().ledger.clone()).await;
+        let ledger = node.context().ledger.clone();
+        tokio::join!(self.history.follow(boot, ledger.clone()), self.operators.work(boot, &ledger));
         std::future::pending::<()>().await;
         Ok(())
     }
@@ -184,10 +187,14 @@ impl Software for Nodes {
     }
 
     fn verdict(&self, up: &[HostId]) -> Vec<String> {
-        self.history.verdict(up, self.calm_us)
+        let mut failed = self.history.verdict(up, self.calm_us);
+        if let Some(ledger) = self.history.ledger(up) {
+            failed.extend(self.operators.verdict(up, &ledger));
+        }
+        failed
     }
 
     fn summary(&self) -> String {
-        self.history.summary()
+        format!("{} {}", self.history.summary(), self.operators.summary())
     }
 }

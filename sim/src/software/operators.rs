@@ -1,0 +1,150 @@
+//! An operator at every node makes machines, exclusive ones too, restarts them, stops, starts and deletes them: under
+//! faults their owners die and are replaced, so leases, takeovers and the reconciler all have work.
+//!
+//! The judgement after the calm is `invariants::machines_once`; that an exclusive machine never runs twice is checked by
+//! the world in every step.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use fabric::ids::{Digest, MachineId, NodeId};
+use fabric::model::{Desired, Labels, MachineSpec, Name, Resources, Restart};
+use fabric::seams::draw;
+use raft_store::command::{Actor, Command};
+use raft_store::ledger::Ledger;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use smartnode::node::founding::DEFAULT_TENANT;
+use tokio::time::sleep;
+
+use crate::actor::{Boot, HostId};
+use crate::invariants::machines_once;
+use crate::kernel::{FakeRuntime, Running};
+
+/// Machines in the cluster at once.
+const MACHINES_MAX: usize = 8;
+/// Shortest and longest pause between two operations of one operator, in milliseconds.
+const PAUSE_MS: std::ops::Range<u64> = 300..2_000;
+/// The image that every machine is of.
+const IMAGE: &str = "simulated";
+
+#[derive(Debug, Default)]
+struct Known {
+    /// The machines' kernel of every host that has booted.
+    kernels: BTreeMap<HostId, Arc<FakeRuntime>>,
+    nodes: BTreeMap<NodeId, HostId>,
+    acknowledged: u64,
+    /// Highest epoch of any machine that was seen.
+    epochs: u64,
+}
+
+/// The operators. Clones share what they know.
+#[derive(Debug, Clone, Default)]
+pub struct Operators {
+    known: Arc<Mutex<Known>>,
+}
+
+fn name(text: &str) -> Name {
+    text.parse().expect("a valid name")
+}
+
+fn spec(exclusive: bool) -> MachineSpec {
+    MachineSpec {
+        image: name(IMAGE),
+        command: Vec::new(),
+        env: Vec::new(),
+        resources: Resources::default(),
+        publish: Vec::new(),
+        labels: Labels::new(),
+        exclusive,
+        restart: Restart::Always,
+        pinned: None,
+    }
+}
+
+impl Operators {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Works at one node until the calm begins.
+    pub async fn work(&self, boot: &Boot, ledger: &Ledger) {
+        {
+            let mut known = self.known();
+            known.kernels.insert(boot.host, boot.machines.clone());
+            known.nodes.insert(ledger.node(), boot.host);
+        }
+        let mut rng = StdRng::seed_from_u64(boot.seed);
+        while boot.recorder.world_us() < boot.calm_us {
+            sleep(Duration::from_millis(rng.random_range(PAUSE_MS))).await;
+            let Some(command) = self.next(boot, ledger, &mut rng) else { continue };
+            let what = format!("{} {}", command.verb(), command.about());
+            let answer = ledger.write(Actor::fabric(ledger.node()), None, command).await;
+            boot.recorder.event(format_args!("operator {what}: {:?}", answer.as_ref().map(|applied| applied.index)));
+            self.known().acknowledged += u64::from(answer.is_ok());
+        }
+    }
+
+    /// What to do next; none when there is nothing.
+    fn next(&self, boot: &Boot, ledger: &Ledger, rng: &mut StdRng) -> Option<Command> {
+        let tenant = name(DEFAULT_TENANT);
+        let (image, machines) = ledger.read(|state| {
+            let image = state.images.contains_key(&(tenant.clone(), name(IMAGE)));
+            let machines: Vec<_> = state.machines.values().map(|record| (record.id, record.desired)).collect();
+            (image, machines)
+        });
+        if !image {
+            let digest = Digest::of(IMAGE.as_bytes());
+            return Some(Command::PutImage {
+                tenant,
+                name: name(IMAGE),
+                digest,
+                size_bytes: 1,
+                expected_revision: None,
+            });
+        }
+        let fresh = machines.len() < MACHINES_MAX && rng.random_bool(0.5);
+        if fresh || machines.is_empty() {
+            let id = MachineId(draw(&*boot.seams.entropy));
+            let own = name(&format!("m{:08x}", rng.random::<u32>()));
+            return Some(Command::CreateMachine { id, tenant, name: own, spec: Box::new(spec(rng.random_bool(0.6))) });
+        }
+        let (machine, desired) = machines[rng.random_range(0..machines.len())];
+        let want = |desired| Command::SetDesired { machine, desired, expected_revision: None };
+        match (rng.random_range(0..6), desired) {
+            (_, Desired::Deleted) => None,
+            (0, _) => Some(want(Desired::Deleted)),
+            (1, Desired::Running) => Some(want(Desired::Stopped)),
+            (_, Desired::Stopped) => Some(want(Desired::Running)),
+            (2, _) => Some(Command::RestartMachine { machine, expected_revision: None }),
+            _ => None,
+        }
+    }
+
+    /// After the calm: what does not hold of the machines, by a ledger of a host that is up.
+    pub fn verdict(&self, up: &[HostId], ledger: &Ledger) -> Vec<String> {
+        let mut known = self.known();
+        let nodes = known.nodes.clone();
+        let (wanted, epochs) = ledger.read(|state| {
+            let running = state.machines.values().filter(|record| record.desired == Desired::Running);
+            let place = |record: &fabric::model::MachineRecord| {
+                record.placement.and_then(|placement| Some((*nodes.get(&placement.node)?, placement.epoch)))
+            };
+            let wanted: BTreeMap<_, _> = running.map(|record| (record.id, place(record))).collect();
+            (wanted, state.machines.values().map(|record| record.epoch).max().unwrap_or(0))
+        });
+        known.epochs = epochs;
+        let kernels = up.iter().filter_map(|host| known.kernels.get(host).map(|kernel| (*host, kernel)));
+        let running: Vec<(HostId, Running)> = kernels
+            .flat_map(|(host, kernel)| kernel.running().into_iter().map(move |machine| (host, machine)))
+            .collect();
+        machines_once::check(&wanted, &running)
+    }
+
+    /// A few words for the result line.
+    pub fn summary(&self) -> String {
+        let known = self.known();
+        format!("operations={} epochs={}", known.acknowledged, known.epochs)
+    }
+}
