@@ -225,6 +225,7 @@ fn a_unit_is_written_where_told_and_removed_again() {
     super::service::run(super::args::ServiceCommand::Install(args()), &global("--dry-run")).unwrap();
     assert!(!unit.exists());
     super::service::run(super::args::ServiceCommand::Install(args()), &global("--data-dir /srv/n1")).unwrap();
+    #[expect(clippy::disallowed_methods, reason = "a file of the test")]
     let text = std::fs::read_to_string(&unit).unwrap();
     assert!(text.contains("start --data-dir \"/srv/n1\"") && text.contains("/srv/n1/cluster"), "{text}");
     super::service::run(super::args::ServiceCommand::Install(args()), &global("--data-dir /srv/n1")).unwrap();

@@ -247,10 +247,10 @@ async fn perform(context: &Context, action: &Action, record: Option<MachineRecor
         }
         Action::Confirm(machine, epoch) => {
             // One that was moved while it was stopped takes its disk now: the source gives its copy up for this word.
-            if let Some(record) = record.filter(|record| record.desired == Desired::Stopped) {
-                if let Err(failure) = prepare(context, &record, epoch).await {
-                    return Err(give_back(context, &record, epoch, failure).await);
-                }
+            if let Some(record) = record.filter(|record| record.desired == Desired::Stopped)
+                && let Err(failure) = prepare(context, &record, epoch).await
+            {
+                return Err(give_back(context, &record, epoch, failure).await);
             }
             context.submit(Command::Confirm { machine, epoch }).await?;
         }

@@ -30,11 +30,11 @@ impl NodeBackend {
             Rights::Node(node) if *node == self.context.me => {}
             _ => return Err(only_here("stopping the daemon").into()),
         }
-        if absence_ms > 0 {
-            if let Err(failure) = lease::leave(&self.context, Duration::from_millis(absence_ms)).await {
-                // Without a leader nobody can take machines over either: stopping is still safe.
-                tracing::warn!(reason = %failure, "the absence was not announced");
-            }
+        if absence_ms > 0
+            && let Err(failure) = lease::leave(&self.context, Duration::from_millis(absence_ms)).await
+        {
+            // Without a leader nobody can take machines over either: stopping is still safe.
+            tracing::warn!(reason = %failure, "the absence was not announced");
         }
         self.end_soon();
         Ok(())
