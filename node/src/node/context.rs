@@ -140,18 +140,29 @@ impl Context {
         self.images.ensure(digest, holders).await
     }
 
-    /// This node's view: its ledger index, the records that concern this node, and those of `others`.
-    pub fn mine(&self, others: impl Iterator<Item = MachineId>) -> (u64, BTreeMap<MachineId, MachineRecord>) {
+    /// This node's view: its ledger index, the records that concern this node, and those of `others`. None while the view
+    /// is older than one that was shown before: nothing is decided by it then.
+    pub fn mine(&self, others: impl Iterator<Item = MachineId>) -> Option<(u64, BTreeMap<MachineId, MachineRecord>)> {
         let me = self.me;
-        // Read before the state, so that the records are at least as new. Not the state's own index: entries that are no
-        // commands (a leader's first one) raise this one alone, and a grant's revision counts them too.
-        let index = *self.ledger.changed().borrow();
-        let records = self.ledger.read(|state| {
+        let shown = *self.ledger.changed().borrow();
+        self.ledger.read_at(|index, state| {
             let own = state.machines_on(me).chain(state.machines_reserved_on(me));
             let named = others.filter_map(|id| state.machines.get(&id));
-            own.chain(named).map(|record| (record.id, record.clone())).collect()
-        });
-        (index, records)
+            let records = own.chain(named).map(|record| (record.id, record.clone()));
+            (index >= shown).then(|| (index, records.collect()))
+        })
+    }
+
+    /// Until when this node may run an exclusive machine in this epoch, on `CLOCK_BOOTTIME`. None when a view as new as the
+    /// lease does not name this node as its owner.
+    pub fn lease_deadline(&self, machine: MachineId, epoch: u64) -> Option<Duration> {
+        // The lease first: the view that it is held against is then the newer one.
+        let lease = self.lease.borrow().clone();
+        let (index, records) = self.mine(std::iter::once(machine))?;
+        let placement = records.get(&machine)?.placement?;
+        let ours = placement.node == self.me && placement.epoch == epoch;
+        let covered = ours && super::lease::covers(&lease, self.seams.clock.boottime(), index);
+        lease.deadline().filter(|_| covered)
     }
 
     /// Whether the ledger gives any machine to this node.

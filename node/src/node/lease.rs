@@ -76,7 +76,7 @@ pub async fn extend_machines(context: &Context) {
     if exclusive.is_empty() {
         return;
     }
-    let (index, records) = context.mine(exclusive.iter().map(|machine| machine.id));
+    let Some((index, records)) = context.mine(exclusive.iter().map(|machine| machine.id)) else { return };
     if !covers(&lease, context.seams.clock.boottime(), index) {
         return;
     }

@@ -32,6 +32,8 @@ const GRACE: Duration = Duration::from_secs(10);
 const BACKOFF: Duration = Duration::from_secs(1);
 /// Longest back-off.
 const BACKOFF_MAX: Duration = Duration::from_secs(300);
+/// Code of the failure that is no machine's: this node has no lease that covers what was decided.
+const UNLEASED: &str = "unleased";
 
 /// Machines that a move works on: the reconciler leaves them alone.
 #[derive(Debug, Default, Clone)]
@@ -146,7 +148,7 @@ impl Reconciler {
                 return;
             }
         };
-        let (index, records) = self.context.mine(observed.iter().map(|machine| machine.id));
+        let Some((index, records)) = self.context.mine(observed.iter().map(|machine| machine.id)) else { return };
         let locals: BTreeMap<_, _> = observed.iter().map(|machine| (machine.id, local(machine))).collect();
         let now = Instant::now();
         self.resting.retain(|_, until| *until > now);
@@ -250,6 +252,9 @@ async fn perform(context: &Context, action: &Action, record: Option<MachineRecor
             if let Some(record) = record.filter(|record| record.desired == Desired::Stopped)
                 && let Err(failure) = prepare(context, &record, epoch).await
             {
+                if failure.refusal.code == UNLEASED {
+                    return Err(failure);
+                }
                 return Err(give_back(context, &record, epoch, failure).await);
             }
             context.submit(Command::Confirm { machine, epoch }).await?;
@@ -272,8 +277,14 @@ async fn perform(context: &Context, action: &Action, record: Option<MachineRecor
 async fn start(context: &Context, record: &MachineRecord, epoch: u64) -> Result<(), Failure> {
     match launch(context, record, epoch).await {
         Ok(()) => Ok(()),
+        // Not the machine's failure: it is decided anew once there is a lease.
+        Err(failure) if failure.refusal.code == UNLEASED => Err(failure),
         Err(failure) => Err(give_back(context, record, epoch, failure).await),
     }
+}
+
+fn unleased() -> Failure {
+    Failure::new(UNLEASED, "the lease of this node lapsed before the machine could start")
 }
 
 /// Tells the ledger that this node could not do it: the machine is tried elsewhere, after a while that doubles.
@@ -297,7 +308,11 @@ async fn prepare(context: &Context, record: &MachineRecord, epoch: u64) -> Resul
     let offered = context.offered;
     spec.resources.burst_cpu_millis.get_or_insert(offered.cpu_millis.max(spec.resources.cpu_millis));
     spec.resources.burst_memory_bytes.get_or_insert(offered.memory_bytes.max(spec.resources.memory_bytes));
-    let lease_deadline = record.spec.exclusive.then(|| context.lease.borrow().deadline()).flatten();
+    // Asked now and not when the start was decided: an image may have taken long, and the machine another owner since.
+    let lease_deadline = match record.spec.exclusive {
+        true => Some(context.lease_deadline(record.id, epoch).ok_or_else(unleased)?),
+        false => None,
+    };
     let launch = Launch {
         id: record.id,
         epoch,

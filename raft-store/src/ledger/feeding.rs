@@ -270,7 +270,8 @@ impl Inner {
         self.heard_feed();
         let Some(bytes) = bytes else {
             self.view.send_modify(|view| Arc::make_mut(view).at = at);
-            return true;
+            self.keep_fed();
+            return self.show(at).await;
         };
         let Ok(view) = Mine::decode(at, &bytes) else { return false };
         // On disk before anybody acts on it: a restart must not fall behind what was acted on.
@@ -280,12 +281,17 @@ impl Inner {
         }
         self.view.send_replace(Arc::new(view));
         self.keep_fed();
-        // Whoever reads a whole copy here must not miss what the feed has told. A worker has none.
-        if self.replica().is_some() {
-            let _ = self.refresh(Duration::MAX, at.1).await;
+        self.show(at).await
+    }
+
+    /// Makes [`Ledger::read`] as new as the feed, and says so only then: whether it is. A node that never had more than the
+    /// feed reads that; whoever reads a whole copy has it fetched anew.
+    async fn show(&self, at: (u64, u64)) -> bool {
+        if self.replica().is_none() && self.shared.read().applied.is_none() {
+            self.saw(at.1);
+            return true;
         }
-        self.saw(at.1);
-        true
+        self.refresh(Duration::MAX, at.1).await.is_ok()
     }
 }
 

@@ -226,17 +226,26 @@ impl Ledger {
 
     /// Runs `look` on the state. It must be short: entries wait for it.
     ///
-    /// On a spare that is the copy fetched last (see [`Ledger::refresh`]); while there is none, it is a state that knows
-    /// only what concerns this node. Before anything is given up because it is missing: [`Ledger::linearizable`].
+    /// On a spare that is the copy fetched last (see [`Ledger::refresh`]); on a node that never was in Raft and has fetched
+    /// none, it is a state that knows only what concerns this node. Before anything is given up because it is missing:
+    /// [`Ledger::linearizable`].
     pub fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
-        let fetched = self.inner.replica().clone().or_else(|| self.inner.fed());
+        self.read_at(|_, state| look(state))
+    }
+
+    /// [`Ledger::read`] with the index of the very state that is shown. It may fall behind [`Ledger::changed`] for a while,
+    /// when a node enters Raft and its own log is still on its way: who decides by a lease compares this one.
+    pub fn read_at<T>(&self, look: impl FnOnce(u64, &State) -> T) -> T {
+        let fetched = self.inner.replica().clone();
+        let fed = self.inner.fed();
         let machine = self.inner.shared.read();
-        match fetched {
+        // What is fed is a part of the state: a node with a whole one shows that, though it may be older.
+        match fetched.or(fed.filter(|_| machine.applied.is_none())) {
             Some(copy) if copy.at > machine.at() => {
                 drop(machine);
-                look(&copy.state)
+                look(copy.at.1, &copy.state)
             }
-            _ => look(&machine.state),
+            _ => look(machine.applied_index(), &machine.state),
         }
     }
 
