@@ -184,6 +184,18 @@ impl FakeRuntime {
         self.kernel.running(self.clock.boottime())
     }
 
+    /// In what state a machine is, in words.
+    pub fn describe(&self, id: MachineId) -> String {
+        let now = self.clock.boottime();
+        match self.kernel.machines().get(&id) {
+            None => "not known there".to_owned(),
+            Some(machine) => format!(
+                "up: {}, {:?}, epoch {}, deadline {:?} at {now:?}, {:?}",
+                machine.up, machine.frozen, machine.launch.epoch, machine.deadline, machine.reason
+            ),
+        }
+    }
+
     fn change(&self) {
         self.changed.send_modify(|version| *version += 1);
     }

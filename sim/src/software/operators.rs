@@ -139,7 +139,12 @@ impl Operators {
         let running: Vec<(HostId, Running)> = kernels
             .flat_map(|(host, kernel)| kernel.running().into_iter().map(move |machine| (host, machine)))
             .collect();
-        machines_once::check(&wanted, &running)
+        let mut failed = machines_once::check(&wanted, &running);
+        if !failed.is_empty() {
+            let owned = wanted.iter().filter_map(|(id, place)| Some((id, known.kernels.get(&place.as_ref()?.0)?)));
+            failed.extend(owned.map(|(id, kernel)| format!("machine {id:?} at its owner: {}", kernel.describe(*id))));
+        }
+        failed
     }
 
     /// A few words for the result line.
