@@ -157,7 +157,7 @@ impl Inner {
     }
 
     /// Judges a takeover that is about to be proposed, and puts the term of the judgement into it. From here on the owner
-    /// is granted nothing until [`Inner::takeover_unproposed`] or its entry's application.
+    /// is granted nothing until its proposal is turned down or its entry applied.
     pub(super) fn admit(&self, envelope: &mut Envelope) -> Result<(), Refusal> {
         let Command::Takeover { machine, from, judged_term, .. } = &mut envelope.command else { return Ok(()) };
         let exclusive = self.is_exclusive(*machine);
@@ -183,13 +183,6 @@ impl Inner {
         self.shared.read().state.machines.get(&machine).is_none_or(|record| record.spec.exclusive)
     }
 
-    /// A takeover that [`Inner::admit`] let pass never reached the log.
-    pub(super) fn takeover_unproposed(&self, takeover: Option<(u64, NodeId)>) {
-        if let Some((term, owner)) = takeover {
-            self.shared.leases().end_takeover(term, owner);
-        }
-    }
-
     /// Once in a while, on the leader: what Raft's followers acknowledged counts as hearing from them.
     fn note_followers(&self) {
         let metrics = self.raft.metrics().borrow_watched().clone();
@@ -204,7 +197,7 @@ impl Inner {
     }
 }
 
-/// The judged takeover in an envelope, for [`Inner::takeover_unproposed`].
+/// The judged takeover in an envelope: its term and owner.
 pub(super) fn takeover_of(envelope: &Envelope) -> Option<(u64, NodeId)> {
     match &envelope.command {
         Command::Takeover { from, judged_term, .. } => Some((*judged_term, *from)),

@@ -16,13 +16,16 @@ use fabric::wire;
 use futures_util::StreamExt;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, RaftError};
+use openraft::raft::ClientWriteResponse;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::messages::{FORWARD, ForwardAnswerV1, ForwardV1, RELAY, RelayV1, WriteAnswerV1};
 use super::{Inner, Ledger, LedgerError, leasing};
 use crate::codes;
 use crate::command::{Actor, Command, Envelope, Outcome};
+use crate::store::Shared;
 use crate::tuning::{
     FORWARD_BATCH, FORWARD_BYTES, FORWARD_TIMEOUT, RELAY_AFTER, RELAYED_TIMEOUT, RETRY_MAX, RETRY_MIN,
 };
@@ -182,30 +185,27 @@ impl Inner {
     }
 
     async fn propose(&self, envelope: Envelope, deadline: Instant) -> Result<Applied, Attempt> {
-        let Sealed { proposal, takeover } = self.seal(envelope).map_err(Attempt::Refused)?;
-        let Ok(result) = timeout_at(deadline, self.raft.client_write(proposal)).await else {
-            return Err(Attempt::Unknown);
-        };
-        match result {
-            Ok(response) => applied(response.log_id.index, response.data),
-            Err(RaftError::APIError(error)) => Err(self.unproposed(error, takeover)),
-            Err(RaftError::Fatal(error)) => {
-                self.shared.halt.because(error);
-                // It may be in the log of others already.
-                Err(Attempt::Unknown)
+        let sealed = self.seal(envelope).map_err(Attempt::Refused)?;
+        let proposing = async {
+            match sealed.takeover {
+                None => outcome(&self.shared, self.raft.client_write(sealed.proposal).await),
+                Some(_) => self.propose_apart(sealed).await.unwrap_or(Err(Attempt::Unknown)),
             }
-        }
+        };
+        timeout_at(deadline, proposing).await.unwrap_or(Err(Attempt::Unknown))
     }
 
-    /// Why openraft did not take a proposal. One that it did not append has no outcome to wait for.
-    fn unproposed(&self, error: ClientWriteError<TC>, takeover: Option<(u64, NodeId)>) -> Attempt {
-        match error {
-            ClientWriteError::ForwardToLeader(forward) => {
-                self.takeover_unproposed(takeover);
-                Attempt::NotLeader(forward.leader_id.map(|leader| leader.0))
+    /// Proposes a takeover on a task of its own: who asked may give up waiting, and its owner would be granted nothing for
+    /// the rest of the term if nobody heard that it was never proposed.
+    fn propose_apart(&self, sealed: Sealed) -> JoinHandle<Result<Applied, Attempt>> {
+        let (raft, shared) = (self.raft.clone(), self.shared.clone());
+        tokio::spawn(async move {
+            let attempt = outcome(&shared, raft.client_write(sealed.proposal).await);
+            if let (Err(Attempt::NotLeader(_)), Some((term, owner))) = (&attempt, sealed.takeover) {
+                shared.leases().end_takeover(term, owner);
             }
-            _ => Attempt::Unknown,
-        }
+            attempt
+        })
     }
 
     async fn forward(&self, frame: Vec<u8>, deadline: Instant) -> Result<Applied, Attempt> {
@@ -394,19 +394,49 @@ impl Inner {
         if proposals.is_empty() {
             return;
         }
-        let places: Vec<_> = proposals.iter().map(|(at, sealed)| (*at, sealed.takeover)).collect();
-        let proposals = proposals.into_iter().map(|(_, sealed)| sealed.proposal);
+        let (apart, together): (Vec<_>, Vec<_>) =
+            proposals.into_iter().partition(|(_, sealed)| sealed.takeover.is_some());
+        let apart: Vec<_> = apart.into_iter().map(|(at, sealed)| (at, self.propose_apart(sealed))).collect();
+        let places: Vec<_> = together.iter().map(|(at, _)| *at).collect();
+        let proposals = together.into_iter().map(|(_, sealed)| sealed.proposal);
         let mut results = match self.raft.client_write_many(proposals).await {
             Ok(results) => results,
             Err(error) => return self.shared.halt.because(error),
         };
-        for (at, takeover) in places {
+        for at in places {
             answers[at] = match results.next().await {
                 Some(Ok(Ok(response))) => write_answer(applied(response.log_id.index, response.response)),
-                Some(Ok(Err(error))) => write_answer(Err(self.unproposed(error, takeover))),
+                Some(Ok(Err(error))) => write_answer(Err(unproposed(error))),
                 Some(Err(_)) | None => WriteAnswerV1::Unknown,
             };
         }
+        for (at, proposing) in apart {
+            answers[at] = write_answer(proposing.await.unwrap_or(Err(Attempt::Unknown)));
+        }
+    }
+}
+
+/// What came of a proposal.
+fn outcome(
+    shared: &Shared,
+    result: Result<ClientWriteResponse<TC>, RaftError<TC, ClientWriteError<TC>>>,
+) -> Result<Applied, Attempt> {
+    match result {
+        Ok(response) => applied(response.log_id.index, response.data),
+        Err(RaftError::APIError(error)) => Err(unproposed(error)),
+        Err(RaftError::Fatal(error)) => {
+            shared.halt.because(error);
+            // It may be in the log of others already.
+            Err(Attempt::Unknown)
+        }
+    }
+}
+
+/// Why openraft did not take a proposal. One that it did not append has no outcome to wait for.
+fn unproposed(error: ClientWriteError<TC>) -> Attempt {
+    match error {
+        ClientWriteError::ForwardToLeader(forward) => Attempt::NotLeader(forward.leader_id.map(|leader| leader.0)),
+        _ => Attempt::Unknown,
     }
 }
 
