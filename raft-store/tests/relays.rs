@@ -3,27 +3,14 @@
 mod common;
 
 use common::{Cluster, eventually, id_of, machine, machine_id, place, run, tenant};
-use fabric::model::Role;
 use raft_store::command::{Actor, Command};
 use raft_store::ledger::{LedgerError, Part};
-
-/// Three voters and a worker (the last host); which one leads.
-async fn three_and_a_worker() -> (Cluster, usize) {
-    let cluster = Cluster::new(4).await;
-    cluster.init().await;
-    for number in 2..=3 {
-        cluster.admit(number, Role::Voter).await;
-    }
-    cluster.admit(4, Role::Worker).await;
-    cluster.voters(3).await;
-    let leader = cluster.leader().await;
-    (cluster, leader)
-}
 
 #[test]
 fn a_follower_that_cannot_hear_the_leader_writes_through_another() {
     run(async {
-        let (cluster, leader) = three_and_a_worker().await;
+        let cluster = Cluster::with_worker().await;
+        let leader = cluster.leader().await;
         let deaf = (leader + 1) % 3;
         cluster.net.cut_one_way(cluster.hosts[leader].id, cluster.hosts[deaf].id);
         for number in 0..5 {
@@ -47,7 +34,8 @@ fn a_follower_that_cannot_hear_the_leader_writes_through_another() {
 #[test]
 fn a_worker_writes_about_itself_through_another_and_no_more() {
     run(async {
-        let (cluster, leader) = three_and_a_worker().await;
+        let cluster = Cluster::with_worker().await;
+        let leader = cluster.leader().await;
         for command in machine(1, false) {
             cluster.write(leader, command).await.unwrap();
         }

@@ -5,25 +5,12 @@ mod common;
 use std::time::Duration;
 
 use common::{Cluster, eventually, id_of, machine, machine_id, name, place, run, tenant};
-use fabric::model::Role;
 use raft_store::ledger::{LedgerError, Part};
-
-/// Three voters-to-be and a worker (the last host), which is never taken into Raft.
-async fn with_worker() -> Cluster {
-    let cluster = Cluster::new(4).await;
-    cluster.init().await;
-    for number in 2..=3 {
-        cluster.admit(number, Role::Voter).await;
-    }
-    cluster.admit(4, Role::Worker).await;
-    cluster.voters(3).await;
-    cluster
-}
 
 #[test]
 fn a_worker_is_fed_its_machines_and_keeps_them_over_a_restart() {
     run(async {
-        let mut cluster = with_worker().await;
+        let mut cluster = Cluster::with_worker().await;
         for command in machine(1, false) {
             cluster.write(0, command).await.unwrap();
         }
@@ -57,7 +44,7 @@ fn a_worker_is_fed_its_machines_and_keeps_them_over_a_restart() {
 #[test]
 fn a_worker_cannot_speak_for_others_nor_read_everything() {
     run(async {
-        let cluster = with_worker().await;
+        let cluster = Cluster::with_worker().await;
         let error = cluster.write(3, tenant(1)).await.unwrap_err();
         assert!(matches!(error, LedgerError::Refused(ref refusal) if refusal.code == "denied"), "{error}");
         // In another's name it is refused before apply.

@@ -1,7 +1,8 @@
 //! What a node does all the time, each a small loop: tell peers about itself, follow whom to trust, renew its
 //! certificate, announce its address, remember peers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use fabric::model::{Capacity, MachineState, NodeState};
 use fabric::rpc::Rpc;
 use fabric::wire;
 use raft_store::command::{Command, NodePatch};
+use raft_store::ledger::Ledger;
 use tokio::sync::watch;
 
 use super::asks::{TOMBSTONES, TombstonesV1};
@@ -253,16 +255,44 @@ pub async fn announce(context: Arc<Context>) {
     }
 }
 
-/// Writes down whom this node knows, for its next start.
+/// Whom the ledger has admitted besides this node, and where each said it listens: voters first, at most `PEERS_MAX`.
+fn admitted(me: NodeId, ledger: &Ledger) -> Vec<(NodeId, SocketAddr)> {
+    let voters: BTreeSet<NodeId> = ledger.status().voters.into_iter().collect();
+    let mut admitted: Vec<(NodeId, SocketAddr)> = ledger.read(|state| {
+        let others = state.nodes.values().filter(|record| record.id != me);
+        others.filter_map(|record| Some((record.id, record.address.parse().ok()?))).collect()
+    });
+    admitted.sort_by_key(|(node, _)| (!voters.contains(node), *node));
+    admitted.truncate(PEERS_MAX);
+    admitted
+}
+
+/// The peers to write down: whoever is admitted, then others that are seen, where they were seen last; at most `PEERS_MAX`.
+///
+/// Whoever is admitted stays on the list though it is not seen: a node that writes down only those it sees, and is killed
+/// before it sees all, would never find the others again.
+fn remembered(admitted: &[(NodeId, SocketAddr)], mut active: BTreeMap<NodeId, SocketAddr>) -> Vec<(NodeId, String)> {
+    let mut peers: Vec<_> =
+        admitted.iter().map(|(node, address)| (*node, active.remove(node).unwrap_or(*address))).collect();
+    peers.extend(active);
+    peers.truncate(PEERS_MAX);
+    peers.into_iter().map(|(node, address)| (node, address.to_string())).collect()
+}
+
+/// Meets again whom this node has forgotten, and writes down whom it knows for its next start.
 pub async fn remember_peers(context: Arc<Context>, mut file: ClusterFile) {
     file.advertise = context.advertise.to_string();
     loop {
-        let mut peers: Vec<_> = context.membership.active().into_iter().collect();
-        peers.retain(|(node, _)| *node != context.me);
-        let voters: BTreeSet<NodeId> = context.ledger.status().voters.into_iter().collect();
-        peers.sort_by_key(|(node, _)| (!voters.contains(node), *node));
-        peers.truncate(PEERS_MAX);
-        let peers: Vec<_> = peers.into_iter().map(|(node, address)| (node, address.to_string())).collect();
+        let admitted = admitted(context.me, &context.ledger);
+        let mut active = context.membership.active();
+        active.remove(&context.me);
+        for (node, address) in admitted.iter().filter(|(node, _)| !active.contains_key(node)) {
+            // What is known already is newer than the ledger's.
+            let address = context.transport.address_of(*node).unwrap_or(*address);
+            context.transport.learn(*node, address);
+            context.membership.learn(*node, address);
+        }
+        let peers = remembered(&admitted, active);
         // An empty list is no news: whoever is cut off needs the old one most.
         if !peers.is_empty() && peers != file.peers {
             file.peers = peers;
@@ -293,5 +323,23 @@ pub async fn fan_in(context: Arc<Context>, changes: watch::Sender<u64>) {
             return;
         }
         changes.send_modify(|version| *version += 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_is_admitted_is_remembered_though_it_is_not_seen() {
+        let (near, far, stranger) = (NodeId([1; 32]), NodeId([2; 32]), NodeId([3; 32]));
+        let at = |port: u16| SocketAddr::from(([10, 0, 0, 1], port));
+        let seen = BTreeMap::from([(near, at(11)), (stranger, at(3))]);
+        let peers = remembered(&[(far, at(2)), (near, at(1))], seen);
+        let wanted = [(far, at(2)), (near, at(11)), (stranger, at(3))];
+        assert_eq!(peers, wanted.map(|(node, address)| (node, address.to_string())));
+
+        let crowd: Vec<_> = (0..=PEERS_MAX).map(|n| (NodeId([n as u8; 32]), at(n as u16))).collect();
+        assert_eq!(remembered(&crowd, BTreeMap::new()).len(), PEERS_MAX);
     }
 }

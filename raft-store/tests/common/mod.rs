@@ -263,6 +263,18 @@ impl Cluster {
         cluster
     }
 
+    /// Three voters and a worker (the last host), which is never taken into Raft.
+    pub async fn with_worker() -> Self {
+        let cluster = Cluster::new(4).await;
+        cluster.init().await;
+        for number in 2..=3 {
+            cluster.admit(number, Role::Voter).await;
+        }
+        cluster.admit(4, Role::Worker).await;
+        cluster.voters(3).await;
+        cluster
+    }
+
     pub async fn init(&self) {
         let first = self.ledger(0);
         first.init(Actor::fabric(first.node()), init_command(1)).await.unwrap();
