@@ -1,5 +1,6 @@
 //! What runs on the hosts: the seam between the world, which knows no product, and the software under test.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -12,8 +13,14 @@ use crate::power::Supply;
 use crate::trace::Trace;
 
 /// A host, numbered from 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HostId(pub u64);
+
+impl fmt::Debug for HostId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
 
 impl fmt::Display for HostId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -93,6 +100,6 @@ pub trait Software: fmt::Debug + Send + Sync {
     /// After the calm: what should hold of all hosts and does not. Each host in `up` runs.
     fn verdict(&self, up: &[HostId]) -> Vec<String>;
 
-    /// A few words for the result line, the same for the same run.
-    fn summary(&self) -> String;
+    /// What it did how often, the same for the same run.
+    fn counts(&self) -> BTreeMap<&'static str, u64>;
 }

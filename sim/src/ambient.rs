@@ -8,6 +8,7 @@
 //! The state is of one thread, since a run has one; it has no destructor, so that it may be asked at any time.
 
 use std::cell::{Cell, RefCell};
+use std::ffi::CStr;
 use std::time::Duration;
 
 use rand::rngs::{StdRng, SysRng};
@@ -90,6 +91,13 @@ pub fn allow_wall_clock_in_logs() {
 /// The wall clock inside the world, if it may be read behind the seams at all.
 pub fn wall() -> Option<Duration> {
     (STEPPING.get() && LOGGING.get()).then(|| crate::clock::EPOCH + Duration::from_micros(NOW_US.get()))
+}
+
+/// Whether this file of the host may be read: the time zone, by logs that show local time (openraft's do). It decides
+/// nothing, and no log enters the trace.
+pub fn may_read(path: &CStr) -> bool {
+    let path = path.to_bytes();
+    LOGGING.get() && (path == b"/etc/localtime" || path.starts_with(b"/usr/share/zoneinfo/"))
 }
 
 /// Where the world is: simulated time in microseconds, and the number of the host being stepped.

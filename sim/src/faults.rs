@@ -11,7 +11,7 @@ use thiserror::Error;
 
 use crate::actor::HostId;
 use crate::disk::Loss;
-use crate::limits::QUANTUM_US;
+use crate::limits::{ACTIONS_MAX, QUANTUM_US};
 use crate::net::Weather;
 
 /// A kind of fault.
@@ -73,6 +73,11 @@ pub struct UnknownFault {
 pub struct Faults(BTreeSet<Fault>);
 
 impl Faults {
+    /// These kinds.
+    pub fn of(kinds: impl IntoIterator<Item = Fault>) -> Self {
+        Faults(kinds.into_iter().collect())
+    }
+
     /// Whether it may draw this kind.
     pub fn has(&self, fault: Fault) -> bool {
         self.0.contains(&fault)
@@ -98,8 +103,76 @@ impl FromStr for Faults {
 
 impl fmt::Display for Faults {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.len() {
+            0 => return f.write_str("none"),
+            all if all == Fault::ALL.len() => return f.write_str("all"),
+            _ => {}
+        }
         let names = Fault::ALL.iter().filter(|(fault, _)| self.has(*fault)).map(|(_, name)| *name);
         f.write_str(&names.collect::<Vec<_>>().join(","))
+    }
+}
+
+/// Which of a plan's actions are left out, by their number from 0: what a shrunken run is told.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Skip(BTreeSet<u64>);
+
+/// Why a list of actions is refused.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("{value:?} is no list of actions, such as 0-3,7, of numbers below {ACTIONS_MAX}")]
+pub struct BadSkip {
+    value: String,
+}
+
+impl Skip {
+    /// These actions.
+    pub fn of(actions: impl IntoIterator<Item = u64>) -> Self {
+        Skip(actions.into_iter().collect())
+    }
+
+    /// Whether this action is left out.
+    pub fn has(&self, action: u64) -> bool {
+        self.0.contains(&action)
+    }
+
+    /// Whether nothing is left out.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// This and these as well.
+    pub fn with(&self, actions: impl IntoIterator<Item = u64>) -> Self {
+        Skip(self.0.iter().copied().chain(actions).collect())
+    }
+}
+
+impl FromStr for Skip {
+    type Err = BadSkip;
+
+    fn from_str(text: &str) -> Result<Self, BadSkip> {
+        let refuse = || BadSkip { value: text.chars().take(80).collect() };
+        let number = |text: &str| text.parse::<u64>().ok().filter(|n| *n < ACTIONS_MAX).ok_or_else(refuse);
+        let mut all = BTreeSet::new();
+        for part in text.split(',') {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            all.extend(number(first)?..=number(last)?);
+        }
+        Ok(Skip(all))
+    }
+}
+
+impl fmt::Display for Skip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut ranges: Vec<(u64, u64)> = Vec::new();
+        for n in &self.0 {
+            match ranges.last_mut() {
+                Some((_, last)) if *last + 1 == *n => *last = *n,
+                _ => ranges.push((*n, *n)),
+            }
+        }
+        let word =
+            |(first, last): (u64, u64)| if first == last { first.to_string() } else { format!("{first}-{last}") };
+        f.write_str(&ranges.into_iter().map(word).collect::<Vec<_>>().join(","))
     }
 }
 
@@ -136,6 +209,8 @@ pub struct Plan {
     rng: StdRng,
     next_us: u64,
     heal_us: Option<u64>,
+    skip: Skip,
+    drawn: u64,
 }
 
 /// Least and most time between two actions, in microseconds.
@@ -144,7 +219,17 @@ const GAP_US: std::ops::Range<u64> = 200_000..2_500_000;
 impl Plan {
     /// A plan for these hosts, whose first action is not before `from_us`.
     pub fn new(faults: Faults, hosts: Vec<HostId>, from_us: u64, rng: StdRng) -> Self {
-        Plan { faults, hosts, rng, next_us: from_us, heal_us: None }
+        Plan { faults, hosts, rng, next_us: from_us, heal_us: None, skip: Skip::default(), drawn: 0 }
+    }
+
+    /// Leaves these actions out. They are drawn all the same, so that the others stay what they are.
+    pub fn skipping(self, skip: Skip) -> Self {
+        Plan { skip, ..self }
+    }
+
+    /// Actions drawn so far.
+    pub fn drawn(&self) -> u64 {
+        self.drawn
     }
 
     /// The drift of a host's clock, in millionths.
@@ -166,7 +251,10 @@ impl Plan {
         }
         if self.next_us <= now_us {
             self.next_us = now_us + self.rng.random_range(GAP_US);
-            actions.extend(self.draw(now_us));
+            if let Some(action) = self.draw(now_us) {
+                actions.extend((!self.skip.has(self.drawn)).then_some(action));
+                self.drawn += 1;
+            }
         }
         actions
     }
@@ -241,6 +329,23 @@ mod tests {
         assert_eq!(faults.to_string(), "loss,crash");
         let error = "loss,gremlins".parse::<Faults>().unwrap_err();
         assert!(error.to_string().starts_with("\"gremlins\" is no fault; known are all, none, loss"));
+    }
+
+    #[test]
+    fn what_is_skipped_is_told_in_ranges_and_shifts_nothing() {
+        let skip: Skip = "0-2,7,9-9".parse().unwrap();
+        assert_eq!(skip.to_string(), "0-2,7,9");
+        assert_eq!(Skip::of([3]).with([4, 9]).to_string(), "3-4,9");
+        for bad in ["", "x", "1-", "-1", "0-99999999999"] {
+            assert!(bad.parse::<Skip>().is_err(), "{bad}");
+        }
+        let draw = |skip: Skip| {
+            let hosts = (1..=3).map(HostId).collect();
+            let mut plan = Plan::new("pause".parse().unwrap(), hosts, 0, stream(1, "plan", &[])).skipping(skip);
+            (0..60_000).flat_map(|ms| plan.due(ms * 1000)).collect::<Vec<_>>()
+        };
+        let all = draw(Skip::default());
+        assert_eq!(draw(Skip::of(0..2)), all[2..]);
     }
 
     #[test]

@@ -152,7 +152,7 @@ impl Host {
             udp: around.net.plug(self.id, clock.clone(), supply.clone()),
         };
         let recorder = Recorder::new(around.trace.clone(), self.id, clock.clone());
-        let runtime_seam = self.kernel.attach(seams.clock.clone(), supply.clone());
+        let runtime_seam = self.kernel.attach(seams.clock.clone(), supply.clone(), Some(recorder.clone()));
         let (number, hosts, calm_us) = (self.boots, around.hosts, around.calm_us);
         let boot = Boot {
             host: self.id,

@@ -21,6 +21,7 @@ use smartnode::runtime::{Duplex, ExecStream, Frozen, Launch, LogLine, LogQuery, 
 use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 
+use crate::actor::Recorder;
 use crate::power::Supply;
 
 /// How long the start of a machine takes.
@@ -135,9 +136,9 @@ impl Kernel {
     }
 
     /// The runtime as a daemon sees it.
-    pub fn attach(&self, clock: Arc<dyn Clock>, supply: Supply) -> Arc<FakeRuntime> {
+    pub fn attach(&self, clock: Arc<dyn Clock>, supply: Supply, recorder: Option<Recorder>) -> Arc<FakeRuntime> {
         let (changed, _) = watch::channel(0);
-        Arc::new(FakeRuntime { kernel: self.clone(), clock, supply, changed })
+        Arc::new(FakeRuntime { kernel: self.clone(), clock, supply, recorder, changed })
     }
 }
 
@@ -147,6 +148,8 @@ pub struct FakeRuntime {
     kernel: Kernel,
     clock: Arc<dyn Clock>,
     supply: Supply,
+    /// Tells the trace what happened to machines.
+    recorder: Option<Recorder>,
     changed: watch::Sender<u64>,
 }
 
@@ -199,6 +202,12 @@ impl FakeRuntime {
     fn change(&self) {
         self.changed.send_modify(|version| *version += 1);
     }
+
+    fn tell(&self, id: MachineId, what: impl std::fmt::Display) {
+        if let Some(recorder) = &self.recorder {
+            recorder.event(format_args!("machine {id} {what}"));
+        }
+    }
 }
 
 fn down(id: MachineId) -> RuntimeError {
@@ -248,6 +257,7 @@ impl Runtime for FakeRuntime {
             (machine.up, machine.started_ms) = (true, Some(started_ms));
             Ok(())
         })?;
+        self.tell(id, format_args!("runs in epoch {}", launch.epoch));
         self.change();
         Ok(())
     }
@@ -260,6 +270,7 @@ impl Runtime for FakeRuntime {
             }
             Ok(())
         })?;
+        self.tell(id, "is stopped");
         self.change();
         Ok(())
     }
@@ -269,6 +280,7 @@ impl Runtime for FakeRuntime {
             machines.remove(&id);
             Ok(())
         })?;
+        self.tell(id, "is gone");
         self.change();
         Ok(())
     }
@@ -278,20 +290,28 @@ impl Runtime for FakeRuntime {
     }
 
     async fn freeze(&self, id: MachineId) -> Result<(), RuntimeError> {
+        self.tell(id, "is frozen by order");
         self.with_up(id, |machine| machine.frozen.by_order = true)
     }
 
     async fn thaw(&self, id: MachineId) -> Result<(), RuntimeError> {
+        self.tell(id, "is thawed by order");
         self.with_up(id, |machine| machine.frozen.by_order = false)
     }
 
     async fn renew(&self, id: MachineId, deadline: Duration, thaw: bool) -> Result<(), RuntimeError> {
         let now = self.clock.boottime();
-        self.with_up(id, |machine| {
+        let thawed = self.with_up(id, |machine| {
+            let frozen = machine.frozen.by_lease;
             machine.deadline = machine.deadline.max(Some(deadline));
             machine.frozen.by_lease &= !thaw;
             machine.settle(now);
-        })
+            frozen && !machine.frozen.by_lease
+        })?;
+        if thawed {
+            self.tell(id, "is thawed: its lease was renewed");
+        }
+        Ok(())
     }
 
     async fn shorten(&self, id: MachineId, deadline: Duration) -> Result<(), RuntimeError> {

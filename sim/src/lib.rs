@@ -22,6 +22,8 @@ pub mod limits;
 pub mod net;
 pub mod power;
 pub mod random;
+pub mod report;
 pub mod software;
+pub mod timeline;
 pub mod trace;
 pub mod world;

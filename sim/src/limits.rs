@@ -18,3 +18,15 @@ pub const PACKETS_TO_SOCKET_MAX: usize = 4_096;
 pub const PACKET_BYTES_MAX: usize = 1_472;
 /// Violations kept of one run; the first says most.
 pub const VIOLATIONS_MAX: usize = 20;
+/// Most actions of one run's plan that can be told apart.
+pub const ACTIONS_MAX: u64 = 100_000;
+/// Operations of one run, when nothing else is said: more than any run has time for.
+pub const OPERATIONS_MAX: u64 = 1_000_000;
+/// Failures that a swarm lists, first ones first.
+pub const FAILURES_LISTED_MAX: usize = 20;
+/// Most runs of one swarm.
+pub const SEEDS_MAX: u64 = 10_000_000;
+/// Most runs at once.
+pub const JOBS_MAX: u64 = 256;
+/// Names of machines that a replay remembers, to say which there were.
+pub const NAMES_MAX: usize = 200;

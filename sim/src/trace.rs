@@ -1,7 +1,7 @@
 //! What happened in a run: every packet's ciphertext and every event, folded into one digest.
 //!
-//! Two runs of one seed must give the same digest. With a sink each record is a line as well, so that the first
-//! difference of two runs, or the story of a failure, can be read.
+//! Two runs of one seed must give the same digest. With a sink each record goes there as well: as a line ([`Lines`]), so
+//! that the first difference of two runs can be found, or into a timeline for people (`timeline`).
 
 use std::fmt;
 use std::io::{self, Write};
@@ -25,12 +25,83 @@ pub enum Fate {
     Dropped,
 }
 
+/// What is recorded.
+#[derive(Debug, Clone, Copy)]
+pub enum Record<'a> {
+    /// A packet.
+    Packet {
+        /// Its sender.
+        from: HostId,
+        /// Its receiver.
+        to: HostId,
+        /// What became of it.
+        fate: Fate,
+        /// Its ciphertext.
+        bytes: &'a [u8],
+    },
+    /// Something happened at a host; host 0 is the world.
+    Event(HostId, &'a str),
+    /// An invariant does not hold.
+    Violation(&'a str),
+}
+
+impl Record<'_> {
+    fn line(&self, at_us: u64) -> String {
+        match self {
+            Record::Packet { from, to, fate, bytes } => {
+                format!("{at_us} {from}>{to} {} bytes {fate:?}", bytes.len())
+            }
+            Record::Event(host, what) => format!("{at_us} {host} {what}"),
+            Record::Violation(what) => format!("{at_us} VIOLATION {what}"),
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Record::Packet { bytes, .. } => bytes,
+            Record::Event(..) | Record::Violation(_) => &[],
+        }
+    }
+}
+
+/// Where records go besides the digest.
+pub trait Sink: Send {
+    /// Takes a record of this world time, in microseconds.
+    ///
+    /// # Errors
+    /// When it has no room.
+    fn take(&mut self, at_us: u64, record: &Record<'_>) -> io::Result<()>;
+
+    /// Hands everything on.
+    ///
+    /// # Errors
+    /// When it has no room.
+    fn flush(&mut self) -> io::Result<()>;
+}
+
+/// Every record as a line, a packet's content as the begin of its digest.
+#[derive(Debug)]
+pub struct Lines<W>(pub W);
+
+impl<W: Write + Send> Sink for Lines<W> {
+    fn take(&mut self, at_us: u64, record: &Record<'_>) -> io::Result<()> {
+        match record.bytes() {
+            [] => writeln!(self.0, "{}", record.line(at_us)),
+            bytes => writeln!(self.0, "{} {}", record.line(at_us), &blake3::hash(bytes).to_hex()[..8]),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
 struct Book {
     hasher: blake3::Hasher,
     records: u64,
     packets: u64,
     violations: Vec<String>,
-    sink: Option<Box<dyn Write + Send>>,
+    sink: Option<Box<dyn Sink>>,
     sink_error: Option<io::Error>,
 }
 
@@ -47,8 +118,8 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// An empty record, written to `sink` as lines too.
-    pub fn new(sink: Option<Box<dyn Write + Send>>) -> Self {
+    /// An empty record, handed to `sink` too.
+    pub fn new(sink: Option<Box<dyn Sink>>) -> Self {
         let book = Book {
             hasher: blake3::Hasher::new(),
             records: 0,
@@ -68,22 +139,26 @@ impl Trace {
     pub fn packet(&self, at_us: u64, from: HostId, to: HostId, fate: Fate, bytes: &[u8]) {
         let mut book = self.book();
         book.packets += 1;
-        let line = format!("{at_us} {from}>{to} {} bytes {fate:?}", bytes.len());
-        book.record(&line, bytes);
+        book.record(at_us, &Record::Packet { from, to, fate, bytes });
     }
 
     /// Records what happened at a host.
     pub fn event(&self, at_us: u64, host: HostId, what: &dyn fmt::Display) {
-        self.book().record(&format!("{at_us} {host} {what}"), &[]);
+        self.book().record(at_us, &Record::Event(host, &what.to_string()));
     }
 
     /// Records that an invariant does not hold.
     pub fn violation(&self, at_us: u64, what: &str) {
         let mut book = self.book();
-        book.record(&format!("{at_us} VIOLATION {what}"), &[]);
+        book.record(at_us, &Record::Violation(what));
         if book.violations.len() < VIOLATIONS_MAX {
             book.violations.push(format!("{what} (at {} ms)", at_us / 1000));
         }
+    }
+
+    /// Whether the sink has failed: going on would be for nothing.
+    pub fn is_broken(&self) -> bool {
+        self.book().sink_error.is_some()
     }
 
     /// The violations so far, first one first.
@@ -111,22 +186,19 @@ impl Trace {
         if let Some(error) = book.sink_error.take() {
             return Err(error);
         }
-        book.sink.as_mut().map_or(Ok(()), Write::flush)
+        book.sink.as_mut().map_or(Ok(()), |sink| sink.flush())
     }
 }
 
 impl Book {
-    fn record(&mut self, line: &str, bytes: &[u8]) {
+    fn record(&mut self, at_us: u64, record: &Record<'_>) {
+        let line = record.line(at_us);
         self.records += 1;
         self.hasher.update(&(line.len() as u64).to_le_bytes());
         self.hasher.update(line.as_bytes());
-        self.hasher.update(bytes);
+        self.hasher.update(record.bytes());
         let Some(sink) = &mut self.sink else { return };
-        let written = match bytes {
-            [] => writeln!(sink, "{line}"),
-            bytes => writeln!(sink, "{line} {}", &blake3::hash(bytes).to_hex()[..8]),
-        };
-        if let Err(error) = written {
+        if let Err(error) = sink.take(at_us, record) {
             self.sink = None;
             self.sink_error = Some(error);
         }
@@ -160,8 +232,10 @@ mod tests {
                 Ok(())
             }
         }
-        let trace = Trace::new(Some(Box::new(Full)));
+        let trace = Trace::new(Some(Box::new(Lines(Full))));
+        assert!(!trace.is_broken());
         trace.event(1, HostId(1), &"boots");
+        assert!(trace.is_broken());
         assert_eq!(trace.flush().unwrap_err().kind(), io::ErrorKind::StorageFull);
     }
 }

@@ -14,12 +14,13 @@ use thiserror::Error;
 use crate::actor::{HostId, Software};
 use crate::ambient::{self, Ambient, within};
 use crate::disk::Loss;
-use crate::faults::{Action, Faults, Plan};
+use crate::faults::{Action, Faults, Plan, Skip};
 use crate::host::{End, Host, Surroundings};
 use crate::invariants::one_owner;
 use crate::limits::{HOSTS_MAX, QUANTUM_US, RUN_MAX};
 use crate::net::{Net, Weather};
 use crate::random;
+use crate::report::Report;
 use crate::trace::Trace;
 
 /// What a run is of.
@@ -37,6 +38,8 @@ pub struct Config {
     pub calm: Duration,
     /// What may go wrong.
     pub faults: Faults,
+    /// Which of the drawn actions are left out.
+    pub skip: Skip,
 }
 
 /// Why a run cannot begin or end.
@@ -63,35 +66,6 @@ pub enum RunError {
         /// Why.
         source: io::Error,
     },
-}
-
-/// What came of a run.
-#[derive(Debug, Clone)]
-pub struct Report {
-    /// The run.
-    pub seed: u64,
-    /// Digest of every packet and event.
-    pub digest: blake3::Hash,
-    /// Records in the trace.
-    pub records: u64,
-    /// Packets sent.
-    pub packets: u64,
-    /// How often each thing happened to hosts.
-    pub tally: BTreeMap<&'static str, u64>,
-    /// The software's own words.
-    pub summary: String,
-    /// What did not hold, first one first.
-    pub violations: Vec<String>,
-}
-
-impl Report {
-    /// The result, in one line.
-    pub fn line(&self) -> String {
-        let result = if self.violations.is_empty() { "ok" } else { "FAILED" };
-        let tally: String = self.tally.iter().map(|(what, count)| format!(" {what}={count}")).collect();
-        let Report { seed, digest, records, packets, summary, .. } = self;
-        format!("seed {seed} {result} trace={digest} records={records} packets={packets}{tally} {summary}")
-    }
 }
 
 /// A run under way.
@@ -129,7 +103,8 @@ impl World {
         }
         let (seed, ids) = (config.seed, (1..=config.hosts).map(HostId));
         let rng = random::stream(seed, "faults", &[]);
-        let mut plan = Plan::new(config.faults.clone(), ids.clone().collect(), micros(config.peace), rng);
+        let mut plan = Plan::new(config.faults.clone(), ids.clone().collect(), micros(config.peace), rng)
+            .skipping(config.skip.clone());
         let hosts = ids.map(|id| Host::new(id, seed, plan.drift_ppm())).collect();
         let net = Net::new(random::stream(seed, "net", &[]), trace.clone());
         let calm_us = micros(config.length - config.calm);
@@ -143,14 +118,14 @@ impl World {
     /// When the trace could not be written.
     pub fn run(mut self) -> Result<Report, RunError> {
         let (calm_us, end_us) = (self.around.calm_us, micros(self.config.length));
-        while self.now_us < calm_us {
+        while self.now_us < calm_us && !self.around.trace.is_broken() {
             for action in self.plan.due(self.now_us) {
                 self.act(&action);
             }
             self.quantum();
         }
         self.calm();
-        while self.now_us < end_us {
+        while self.now_us < end_us && !self.around.trace.is_broken() {
             self.quantum();
         }
         self.finish()
@@ -240,10 +215,11 @@ impl World {
         let (seed, now_us) = (self.config.seed, self.now_us);
         let up: Vec<HostId> = self.hosts.iter().filter(|host| host.is_up()).map(Host::id).collect();
         let mut observer = Ambient::new(0, random::stream(seed, "observer", &[]));
-        let (failed, summary) = within(&mut observer, now_us, || {
+        let (failed, counts) = within(&mut observer, now_us, || {
             let software = &self.around.software;
-            (software.verdict(&up), software.summary())
+            (software.verdict(&up), software.counts())
         });
+        self.tally.extend(counts);
         failed.iter().for_each(|what| self.around.trace.violation(now_us, what));
         for host in &mut self.hosts {
             host.end(now_us, End::PowerCut(Loss::DropAll), u64::MAX, &self.around);
@@ -251,7 +227,8 @@ impl World {
         let trace = self.around.trace;
         trace.flush().map_err(|source| RunError::Trace { seed, source })?;
         let (records, packets) = trace.counts();
-        let (digest, violations) = (trace.digest(), trace.violations());
-        Ok(Report { seed, digest, records, packets, tally: self.tally, summary, violations })
+        let (digest, violations) = (trace.digest().to_string(), trace.violations());
+        let tally = self.tally.into_iter().map(|(what, count)| (what.to_owned(), count)).collect();
+        Ok(Report { seed, digest, records, packets, actions: self.plan.drawn(), tally, violations })
     }
 }

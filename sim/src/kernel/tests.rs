@@ -55,11 +55,11 @@ fn paused() -> tokio::runtime::Runtime {
 #[test]
 fn machines_outlive_the_daemon_and_end_with_the_power() {
     let (kernel, clock, switch) = (Kernel::default(), Arc::new(Set::default()), Switch::default());
-    let first = kernel.attach(clock.clone(), switch.on());
+    let first = kernel.attach(clock.clone(), switch.on(), None);
     paused().block_on(first.start(&launch(None))).unwrap();
     switch.off();
     assert!(paused().block_on(first.list()).is_err(), "the first daemon is gone");
-    let second = kernel.attach(clock.clone(), switch.on());
+    let second = kernel.attach(clock.clone(), switch.on(), None);
     assert!(paused().block_on(second.list()).unwrap()[0].is_up());
     kernel.power_cut();
     let found = paused().block_on(second.list()).unwrap();
@@ -69,7 +69,7 @@ fn machines_outlive_the_daemon_and_end_with_the_power() {
 #[test]
 fn a_lease_that_ends_freezes_the_machine_without_anybody_asking() {
     let (kernel, clock, switch) = (Kernel::default(), Arc::new(Set::default()), Switch::default());
-    let runtime = kernel.attach(clock.clone(), switch.on());
+    let runtime = kernel.attach(clock.clone(), switch.on(), None);
     let id = launch(None).id;
     paused().block_on(runtime.start(&launch(Some(LEASE_TTL)))).unwrap();
     assert_eq!(kernel.running(LEASE_TTL - Duration::from_secs(2)).len(), 1);

@@ -85,8 +85,8 @@ impl Software for Calls {
         pairs.filter(silent).map(|(from, to)| format!("no call from {from} to {to} in the calm")).collect()
     }
 
-    fn summary(&self) -> String {
+    fn counts(&self) -> BTreeMap<&'static str, u64> {
         let known = lock(&self.known);
-        format!("calls={} answered={}", known.calls, known.answered)
+        BTreeMap::from([("calls", known.calls), ("answered", known.answered)])
     }
 }

@@ -15,6 +15,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::time::sleep;
 
 use crate::actor::{Boot, HostId};
+use crate::software::budget::Budget;
 
 /// Clients write for so long into the calm, and then let the copies come together.
 const WRITES_IN_CALM_US: u64 = 8_000_000;
@@ -41,12 +42,18 @@ struct Book {
 }
 
 /// The observer. Clones share it.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct History {
     book: Arc<Mutex<Book>>,
+    budget: Budget,
 }
 
 impl History {
+    /// Clients who together may begin what `budget` allows before the calm.
+    pub fn new(budget: Budget) -> Self {
+        History { book: Arc::default(), budget }
+    }
+
     fn book(&self) -> MutexGuard<'_, Book> {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -92,6 +99,11 @@ impl History {
         for count in 0_u64.. {
             if boot.recorder.world_us() > until_us {
                 return;
+            }
+            // In the calm writes are what convergence is judged by, and always allowed.
+            if boot.recorder.world_us() < boot.calm_us && !self.budget.take() {
+                sleep(PAUSE).await;
+                continue;
             }
             let Ok(name) = format!("t-{}-{}-{count}", boot.host, boot.number).parse::<Name>() else { return };
             let command = Command::CreateTenant { name: name.clone(), parent: None, quota: Quota::default() };
@@ -164,11 +176,17 @@ impl History {
         failed
     }
 
-    /// A few words for the result line.
-    pub fn summary(&self) -> String {
+    /// What was done how often.
+    pub fn counts(&self) -> BTreeMap<&'static str, u64> {
         let book = self.book();
-        let (acknowledged, entries) = (book.acknowledged.len(), book.applied.len());
-        let Book { unknown, refused, reads, .. } = &*book;
-        format!("acknowledged={acknowledged} unknown={unknown} refused={refused} reads={reads} entries={entries}")
+        let (acknowledged, entries) = (book.acknowledged.len() as u64, book.applied.len() as u64);
+        BTreeMap::from([
+            ("acknowledged", acknowledged),
+            ("entries", entries),
+            ("operations", self.budget.spent()),
+            ("reads", book.reads),
+            ("refused", book.refused),
+            ("unknown", book.unknown),
+        ])
     }
 }

@@ -1,6 +1,8 @@
 //! Software that breaks replay on purpose, so that a test sees the simulator refuse it.
 #![expect(clippy::disallowed_methods, reason = "this is what must not be done")]
 
+use std::collections::BTreeMap;
+
 use fabric::rpc::BoxFuture;
 
 use crate::actor::{Boot, HostId, Software};
@@ -37,7 +39,7 @@ impl Software for Leak {
         vec!["nobody stopped the leak".to_owned()]
     }
 
-    fn summary(&self) -> String {
-        String::new()
+    fn counts(&self) -> BTreeMap<&'static str, u64> {
+        BTreeMap::new()
     }
 }

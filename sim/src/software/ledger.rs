@@ -1,6 +1,6 @@
 //! The ledger over the transport, without membership: every node is held alive, the voters choose themselves.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use fabric::ids::{ClusterId, Digest, NodeId, TokenId};
@@ -12,6 +12,7 @@ use raft_store::command::{Actor, Ca, Command};
 use raft_store::ledger::{Ledger, LedgerConfig, LedgerError, StartError, Surroundings};
 
 use crate::actor::{Boot, HostId, Software};
+use crate::software::budget::Budget;
 use crate::software::cluster::Cluster;
 use crate::software::history::History;
 
@@ -36,9 +37,9 @@ pub struct Ledgers {
 }
 
 impl Ledgers {
-    /// On this cluster; the calm begins at `calm_us`.
-    pub fn new(cluster: Cluster, calm_us: u64) -> Self {
-        Ledgers { cluster: Arc::new(cluster), history: History::default(), calm_us }
+    /// On this cluster; the calm begins at `calm_us`, and clients may do what `budget` allows.
+    pub fn new(cluster: Cluster, calm_us: u64, budget: Budget) -> Self {
+        Ledgers { cluster: Arc::new(cluster), history: History::new(budget), calm_us }
     }
 }
 
@@ -127,7 +128,7 @@ impl Software for Ledgers {
         self.history.verdict(up, self.calm_us)
     }
 
-    fn summary(&self) -> String {
-        self.history.summary()
+    fn counts(&self) -> BTreeMap<&'static str, u64> {
+        self.history.counts()
     }
 }

@@ -1,7 +1,9 @@
 //! What can be run on the hosts: parts of the product, from the transport alone to whole nodes, and a control.
 
+pub mod budget;
 pub mod calls;
 pub mod cluster;
+pub mod fragile;
 pub mod history;
 pub mod leaky;
 pub mod ledger;

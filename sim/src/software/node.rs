@@ -3,7 +3,7 @@
 //! The first host founds the cluster; once it runs it makes a join token, and the others join through whoever answers.
 //! Every step is repeated after a crash, as an operator's start script would.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,6 +29,7 @@ use tokio::time::sleep;
 
 use crate::actor::{Boot, HostId, Software};
 use crate::net::address;
+use crate::software::budget::Budget;
 use crate::software::cluster::PORT;
 use crate::software::history::History;
 use crate::software::operators::Operators;
@@ -76,7 +77,7 @@ impl Images for AllImages {
 }
 
 /// Hosts that run nodes.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Nodes {
     history: History,
     operators: Operators,
@@ -86,9 +87,10 @@ pub struct Nodes {
 }
 
 impl Nodes {
-    /// The calm begins at `calm_us`.
-    pub fn new(calm_us: u64) -> Self {
-        Nodes { calm_us, ..Nodes::default() }
+    /// The calm begins at `calm_us`; clients and operators together may do what `budget` allows.
+    pub fn new(calm_us: u64, budget: Budget) -> Self {
+        let (history, operators) = (History::new(budget.clone()), Operators::new(budget));
+        Nodes { history, operators, token: Arc::default(), calm_us }
     }
 
     fn token(&self) -> Option<JoinToken> {
@@ -194,7 +196,9 @@ impl Software for Nodes {
         failed
     }
 
-    fn summary(&self) -> String {
-        format!("{} {}", self.history.summary(), self.operators.summary())
+    fn counts(&self) -> BTreeMap<&'static str, u64> {
+        let mut counts = self.history.counts();
+        counts.extend(self.operators.counts());
+        counts
     }
 }

@@ -21,6 +21,7 @@ use tokio::time::sleep;
 use crate::actor::{Boot, HostId};
 use crate::invariants::machines_once;
 use crate::kernel::{FakeRuntime, Running};
+use crate::software::budget::Budget;
 
 /// Machines in the cluster at once.
 const MACHINES_MAX: usize = 8;
@@ -40,13 +41,23 @@ struct Known {
 }
 
 /// The operators. Clones share what they know.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Operators {
     known: Arc<Mutex<Known>>,
+    budget: Budget,
 }
 
 fn name(text: &str) -> Name {
     text.parse().expect("a valid name")
+}
+
+/// An operation in words; what makes a machine tells its name and its id, so that a timeline can follow both.
+fn told(command: &Command) -> String {
+    let (verb, about) = (command.verb(), command.about());
+    match command {
+        Command::CreateMachine { id, .. } => format!("{verb} {about} as {id}"),
+        _ => format!("{verb} {about}"),
+    }
 }
 
 fn spec(exclusive: bool) -> MachineSpec {
@@ -64,6 +75,11 @@ fn spec(exclusive: bool) -> MachineSpec {
 }
 
 impl Operators {
+    /// Operators who together may do what `budget` allows.
+    pub fn new(budget: Budget) -> Self {
+        Operators { known: Arc::default(), budget }
+    }
+
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -79,7 +95,10 @@ impl Operators {
         while boot.recorder.world_us() < boot.calm_us {
             sleep(Duration::from_millis(rng.random_range(PAUSE_MS))).await;
             let Some(command) = self.next(boot, ledger, &mut rng) else { continue };
-            let what = format!("{} {}", command.verb(), command.about());
+            if !self.budget.take() {
+                return;
+            }
+            let what = told(&command);
             let answer = ledger.write(Actor::fabric(ledger.node()), None, command).await;
             boot.recorder.event(format_args!("operator {what}: {:?}", answer.as_ref().map(|applied| applied.index)));
             self.known().acknowledged += u64::from(answer.is_ok());
@@ -147,9 +166,9 @@ impl Operators {
         failed
     }
 
-    /// A few words for the result line.
-    pub fn summary(&self) -> String {
+    /// What was done how often.
+    pub fn counts(&self) -> BTreeMap<&'static str, u64> {
         let known = self.known();
-        format!("operations={} epochs={}", known.acknowledged, known.epochs)
+        BTreeMap::from([("orders", known.acknowledged), ("epochs", known.epochs)])
     }
 }

@@ -176,10 +176,10 @@ impl Software for Pings {
         up.iter().filter(silent).map(|host| format!("{host} got no answer in the calm")).collect()
     }
 
-    fn summary(&self) -> String {
+    fn counts(&self) -> BTreeMap<&'static str, u64> {
         let known = self.0.known();
         let pongs: u64 = known.values().map(|known| known.pongs).sum();
         let counted: u64 = known.values().map(|known| known.counted).sum();
-        format!("pings={counted} pongs={pongs}")
+        BTreeMap::from([("pings", counted), ("pongs", pongs)])
     }
 }

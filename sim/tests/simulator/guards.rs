@@ -1,6 +1,6 @@
 //! What would break replay is refused, and the caller named.
 
-use crate::runs::start;
+use crate::runs::{command, start};
 
 #[test]
 fn software_that_reaches_past_the_seams_is_stopped_and_named() {
@@ -16,6 +16,40 @@ fn software_that_reaches_past_the_seams_is_stopped_and_named() {
         assert!(!output.status.success(), "{leak}");
         assert!(said.contains(&format!("simulated software reached for {reached_for}")), "{leak}: {said}");
         assert!(said.contains("leaky"), "{leak}: the caller is not named: {said}");
+    }
+}
+
+#[test]
+fn the_most_talkative_logs_pass_the_guards() {
+    let (code, _, said) = start("--seed 1 --seconds 20 --software ledger --log debug").told();
+    assert_eq!(code, Some(0), "{}", said.lines().last().unwrap_or_default());
+    assert!(said.contains("openraft"), "the ledger's own logs are missing");
+}
+
+#[test]
+fn a_trace_that_finds_no_room_ends_the_run_and_keeps_its_seed() {
+    let (code, _, said) = start("--seed 31 --seconds 40 --software ping --trace /dev/full").told();
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("the trace of seed 31 could not be written: No space left"), "{said}");
+    assert!(said.contains("smartnode-sim run --seed 31 --seconds 40 --nodes 3"), "{said}");
+}
+
+#[test]
+fn orders_that_make_no_sense_are_refused_with_the_value() {
+    let refusals = [
+        ("swarm --seeds 0", "--seeds is 0, allowed are 1 to"),
+        ("swarm --seeds 1 --jobs 0", "--jobs is 0, allowed are 1 to 256"),
+        ("swarm --seeds 2 --from 18446744073709551615", "the last seed does not fit"),
+        ("replay 1 --node 4", "there is no node 4: this run has nodes 1 to 3"),
+        ("replay x", "invalid value 'x'"),
+        ("replay 1 --skip 3-x", "\"3-x\" is no list of actions"),
+        ("shrink 1 --runs 0", "--runs is 0"),
+        ("shrink 1 --software ping --seconds 20", "seed 1 does not fail"),
+    ];
+    for (arguments, reason) in refusals {
+        let (code, _, said) = command(arguments).told();
+        assert_eq!(code, Some(2), "{arguments}: {said}");
+        assert!(said.contains(reason), "{arguments}: {said}");
     }
 }
 

@@ -2,5 +2,6 @@
 
 mod determinism;
 mod guards;
+mod reading;
 mod runs;
 mod swarm;
