@@ -4,15 +4,15 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
 use fabric::ids::{Digest, NodeId};
-use fabric::limits::{CALL_TIMEOUT, CERTIFICATE_TTL};
-use fabric::model::{NodeRecord, Role};
-use fabric::rpc::{Peer, Refusal, Rpc};
+use fabric::limits::CERTIFICATE_TTL;
+use fabric::model::{NodeRecord, Role, Tombstone};
+use fabric::rpc::{Peer, Refusal};
 use fabric::token::JoinToken;
 use fabric::transport::join::{JoinAnswer, JoinRequest, RenewAnswer, RenewRequest};
 use fabric::wire;
 use raft_store::command::{Actor, Command, Outcome};
 
-use super::asks::{ISSUE, IssueAnswerV1, IssueAskV1};
+use super::asks::{BURY, BuryAskV1, ISSUE, IssueAnswerV1, IssueAskV1, TombstonesV1};
 use super::backend::ca_key;
 use super::context::Context;
 use crate::api::failure::Failure;
@@ -89,19 +89,26 @@ pub async fn renew(late: Late, peer: Peer, request: RenewRequest) -> Result<Rene
     Ok(RenewAnswer { certificate: issued.certificate, ca: issued.ca, cas: cas(&context) })
 }
 
-/// Signs here when this node holds the CA key, or else asks the voters one by one.
+/// Signs here when this node holds the CA key, or else asks the voters.
 async fn issue(context: &Context, node: &NodeRecord) -> Result<IssueAnswerV1, Refusal> {
-    if let Some(answer) = sign(context, node) {
-        return Ok(answer);
+    match sign(context, node) {
+        Some(answer) => Ok(answer),
+        None => context.ask_voters(ISSUE, wire::encode(&IssueAskV1 { public_key: node.public_key })).await,
     }
-    let question = wire::encode(&IssueAskV1 { public_key: node.public_key });
-    for voter in context.ledger.status().voters {
-        let Ok(answer) = context.transport.call(voter, ISSUE, question.clone(), CALL_TIMEOUT).await else { continue };
-        if let Ok(answer) = wire::decode(&answer) {
-            return Ok(answer);
-        }
+}
+
+/// The tombstone of a node, signed here when this node holds the CA key, or else by a voter. It is in force once the
+/// ledger has it.
+///
+/// # Errors
+/// When nobody with the CA key can be reached.
+pub async fn tombstone(context: &Context, node: NodeId) -> Result<Tombstone, Refusal> {
+    if let Some(ca) = ca_key(context) {
+        return Ok(ca.tombstone(node, context.now_ms()));
     }
-    Err(Refusal::new("unreachable", "no voter that holds the CA key answers").hint("try again when a voter is back"))
+    let answer: TombstonesV1 = context.ask_voters(BURY, wire::encode(&BuryAskV1 { node })).await?;
+    let signed = answer.tombstones.into_iter().find(|tombstone| tombstone.node == node);
+    signed.ok_or_else(|| Refusal::new("internal", "a voter signed another tombstone than it was asked for"))
 }
 
 fn sign(context: &Context, node: &NodeRecord) -> Option<IssueAnswerV1> {
@@ -128,6 +135,20 @@ pub async fn serve_issue(late: Late, body: Vec<u8>) -> Result<Vec<u8>, Refusal> 
     let record = record.ok_or_else(|| Refusal::new("denied", "this key is not admitted"))?;
     let answer = sign(&context, &record).ok_or_else(|| Refusal::new("not-ready", "this node has no CA key"))?;
     Ok(wire::encode(&answer))
+}
+
+/// Serves [`BURY`]: to nodes that may operate the cluster, and to a worker for itself, which so can leave.
+///
+/// # Errors
+/// When the peer may not ask that, or this node has no CA key.
+pub async fn serve_bury(late: Late, peer: Peer, body: Vec<u8>) -> Result<Vec<u8>, Refusal> {
+    let context = started(&late)?;
+    let ask: BuryAskV1 = super::asks::read(&body)?;
+    if peer.role != Role::Voter && peer.id != ask.node {
+        return Err(Refusal::new("denied", "a worker removes itself alone"));
+    }
+    let ca = ca_key(&context).ok_or_else(|| Refusal::new("not-ready", "this node has no CA key"))?;
+    Ok(wire::encode(&TombstonesV1 { tombstones: vec![ca.tombstone(ask.node, context.now_ms())] }))
 }
 
 fn cas(context: &Context) -> Vec<Vec<u8>> {

@@ -3,7 +3,7 @@
 //! Request kinds of this package are 300-349, kinds of streams 350-399. Only voter-role peers may reach into machines:
 //! a worker speaks for itself alone (design section 4).
 
-use fabric::ids::MachineId;
+use fabric::ids::{MachineId, NodeId};
 use fabric::model::{MachineStatus, Tombstone};
 use fabric::records;
 use fabric::rpc::{Kind, Refusal};
@@ -16,6 +16,10 @@ pub const STATUS: Kind = 300;
 pub const TOMBSTONES: Kind = 301;
 /// Ask a voter for a certificate.
 pub const ISSUE: Kind = 302;
+/// Ask a voter to sign a tombstone; answered as [`TOMBSTONES`] is.
+pub const BURY: Kind = 303;
+/// Ask a voter where a machine could move: a worker does not know the other nodes.
+pub const ROOM: Kind = 304;
 
 /// A stream to a program in a machine: frames of `api::frames`.
 pub const EXEC: Kind = 350;
@@ -70,6 +74,27 @@ pub struct IssueAnswerV1 {
     pub ca: Vec<u8>,
 }
 
+/// [`BURY`].
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct BuryAskV1 {
+    /// The node to be removed.
+    pub node: NodeId,
+}
+
+/// [`ROOM`].
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct RoomAskV1 {
+    /// A machine of the node that asks.
+    pub machine: MachineId,
+}
+
+/// The answer to [`ROOM`].
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct RoomAnswerV1 {
+    /// The best node for it, other than its owner.
+    pub node: NodeId,
+}
+
 /// Header of [`EXEC`].
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct ExecAskV1 {
@@ -122,6 +147,9 @@ records!(
     LogsAskV1 = (367, 1),
     LogLineV1 = (368, 1),
     ConnectAskV1 = (369, 1),
+    BuryAskV1 = (370, 1),
+    RoomAskV1 = (374, 1),
+    RoomAnswerV1 = (375, 1),
 );
 
 /// Reads a peer's question.
@@ -175,7 +203,17 @@ mod tests {
             ($($record:ty),+ $(,)?) => { $( let _ = read::<$record>(&framed::<$record>(body)); )+ };
         }
         feed!(StatusAskV1, StatusAnswerV1, TombstonesV1, IssueAskV1, IssueAnswerV1, ExecAskV1, LogsAskV1, LogLineV1);
-        feed!(ConnectAskV1, MoveAskV1, MoveNewsV1, MarkersV1, ClusterFileV1, ImageAskV1, ImageManifestV1, ImageWantV1);
+        feed!(
+            ConnectAskV1,
+            BuryAskV1,
+            MoveAskV1,
+            MoveNewsV1,
+            MarkersV1,
+            ClusterFileV1,
+            ImageAskV1,
+            ImageManifestV1,
+            ImageWantV1
+        );
     }
 
     proptest! {

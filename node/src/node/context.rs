@@ -11,10 +11,13 @@ use fabric::events::Events;
 use fabric::gossip::{Gossip, States};
 use fabric::identity::{Credentials, SharedTrust};
 use fabric::ids::{ClusterId, Digest, MachineId, NodeId};
+use fabric::limits::CALL_TIMEOUT;
 use fabric::membership::Membership;
 use fabric::model::{Capacity, MachineRecord, Name, Role};
+use fabric::rpc::{CallError, Kind, Refusal, Rpc};
 use fabric::seams::Seams;
 use fabric::transport::Transport;
+use fabric::wire::Record;
 use raft_store::command::{Actor, Command, Outcome};
 use raft_store::lease::Holder;
 use raft_store::ledger::Ledger;
@@ -124,6 +127,26 @@ impl Context {
     /// further is told by its staleness.
     pub async fn caught_up(&self, index: u64) {
         let _ = tokio::time::timeout(CATCH_UP, self.ledger.wait_applied(index)).await;
+    }
+
+    /// Asks the voters one by one what this node cannot answer itself, until one can.
+    ///
+    /// # Errors
+    /// The first refusal that another voter would give too; that no voter can answer.
+    pub async fn ask_voters<T: Record>(&self, kind: Kind, question: Vec<u8>) -> Result<T, Refusal>
+    where
+        T::Archived: for<'a> rkyv::bytecheck::CheckBytes<rkyv::api::high::HighValidator<'a, rkyv::rancor::Error>>
+            + rkyv::Deserialize<T, rkyv::api::high::HighDeserializer<rkyv::rancor::Error>>,
+    {
+        for voter in self.ledger.status().voters.into_iter().filter(|voter| *voter != self.me) {
+            match self.transport.call(voter, kind, question.clone(), CALL_TIMEOUT).await {
+                Ok(answer) => return super::asks::read(&answer),
+                // It starts, or lags behind what its peers know.
+                Err(CallError::Refused(refusal)) if refusal.code != "not-ready" => return Err(refusal),
+                Err(_) => {}
+            }
+        }
+        Err(Refusal::new("unreachable", "no voter can answer this now").hint("try again when a voter is back"))
     }
 
     /// Makes an image be here, asking first who says to have it.

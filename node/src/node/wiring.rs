@@ -73,6 +73,10 @@ pub fn handlers(late: &Late) -> (Handlers, Registration, mpsc::Receiver<(NodeId,
     router.on(TOMBSTONES, move |_, _| serving::tombstones(here.clone()));
     let here = late.clone();
     router.on(ISSUE, move |_, body| admission::serve_issue(here.clone(), body));
+    let here = late.clone();
+    router.on(BURY, move |peer, body| admission::serve_bury(here.clone(), peer, body));
+    let here = late.clone();
+    router.on(ROOM, move |peer, body| super::backend::serve_room(here.clone(), peer, body));
 
     let mut streams = StreamRouter::default();
     let here = late.clone();

@@ -11,6 +11,7 @@ use raft_store::command::{Command, NodePatch};
 use super::{NodeBackend, views};
 use crate::api::backend::*;
 use crate::api::failure::Failure;
+use crate::node::admission;
 
 /// Peers named in a join command.
 const JOIN_PEERS_MAX: usize = 3;
@@ -88,17 +89,9 @@ impl NodeBackend {
     }
 
     pub(super) async fn remove(&self, write: &Write, node: NodeId, force: bool) -> Result<()> {
-        let tombstone = self.ca_key()?.tombstone(node, self.context.now_ms());
+        let tombstone = admission::tombstone(&self.context, node).await?;
         let command = Command::RemoveNode { node, tombstone, force, expected_revision: write.if_revision };
         self.write(write, command).await.map(drop)
-    }
-
-    /// The newest CA key that this node holds: voters and standbys do.
-    pub(super) fn ca_key(&self) -> Result<CaKey> {
-        ca_key(&self.context).ok_or_else(|| {
-            Failure::new("not-ready", "this node does not hold the CA key: it is neither voter nor standby")
-                .hint("run the command on a voter: smartnode status names them")
-        })
     }
 
     pub(super) async fn make_tenant(

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fabric::ids::NodeId;
-use fabric::model::{MachineRecord, Name};
-use fabric::rpc::Refusal;
+use fabric::model::{MachineRecord, Name, Role};
+use fabric::rpc::{Peer, Refusal};
+use fabric::wire;
 use raft_store::command::{Command, NodePatch};
 
 use super::cluster::only_here;
@@ -13,6 +14,8 @@ use super::{NodeBackend, views};
 use crate::api::backend::*;
 use crate::api::failure::Failure;
 use crate::moving;
+use crate::node::admission::{Late, started};
+use crate::node::asks::{self, ROOM, RoomAnswerV1, RoomAskV1};
 use crate::node::context::Context;
 use crate::node::lease;
 use crate::node::operations::Progress;
@@ -156,6 +159,20 @@ fn destination(context: &Context, record: &MachineRecord, owner: NodeId, to: Opt
     }
 }
 
+/// Serves [`ROOM`].
+///
+/// # Errors
+/// When the peer does not own the machine, or no node has room for it.
+pub async fn serve_room(late: Late, peer: Peer, body: Vec<u8>) -> std::result::Result<Vec<u8>, Refusal> {
+    let context = started(&late)?;
+    let ask: RoomAskV1 = asks::read(&body)?;
+    let record = context.ledger.read(|state| state.machines.get(&ask.machine).cloned());
+    let owned = record.filter(|record| record.placement.is_some_and(|placement| placement.node == peer.id));
+    let record = owned.ok_or_else(|| Refusal::new("denied", "a node asks for room for its own machines"))?;
+    let node = destination(&context, &record, peer.id, None)?;
+    Ok(wire::encode(&RoomAnswerV1 { node }))
+}
+
 /// Moves every machine of a node away, one after the other.
 async fn drain(context: &Arc<Context>, node: NodeId, progress: &Progress) -> std::result::Result<(), Refusal> {
     let machines: Vec<MachineRecord> = context.ledger.read(|state| state.machines_on(node).cloned().collect());
@@ -165,7 +182,13 @@ async fn drain(context: &Arc<Context>, node: NodeId, progress: &Progress) -> std
             return Err(Refusal::new("cancelled", format!("{done} of {all} machines had been moved")));
         }
         progress.phase(&format!("moving {}/{}", record.tenant, record.name), done as u32 * 900 / all);
-        let to = destination(context, &record, node, None)?;
+        let to = match context.role {
+            Role::Voter => destination(context, &record, node, None)?,
+            Role::Worker => {
+                let question = wire::encode(&RoomAskV1 { machine: record.id });
+                context.ask_voters::<RoomAnswerV1>(ROOM, question).await?.node
+            }
+        };
         let step = context.operations.begin("move", Some(record.tenant.clone()), record.name.as_str())?;
         let moved = moving::driver::from_anywhere(context, &record, to, &step);
         match tokio::time::timeout(DRAIN_MACHINE_TIMEOUT, moved).await {

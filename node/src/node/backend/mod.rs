@@ -13,6 +13,7 @@ mod streams;
 mod views;
 
 pub use cluster::ca_key;
+pub use flows::serve_room;
 pub use observed::local as statuses;
 
 use std::sync::Arc;
