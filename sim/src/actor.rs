@@ -8,6 +8,7 @@ use fabric::rpc::BoxFuture;
 use fabric::seams::Seams;
 
 use crate::clock::HostClock;
+use crate::invariants::takeovers::Takeover;
 use crate::kernel::FakeRuntime;
 use crate::power::Supply;
 use crate::trace::Trace;
@@ -99,6 +100,11 @@ pub trait Software: fmt::Debug + Send + Sync {
 
     /// After the calm: what should hold of all hosts and does not. Each host in `up` runs.
     fn verdict(&self, up: &[HostId]) -> Vec<String>;
+
+    /// Takeovers that were applied since it was last asked.
+    fn takeovers(&self) -> Vec<Takeover> {
+        Vec::new()
+    }
 
     /// What it did how often, the same for the same run.
     fn counts(&self) -> BTreeMap<&'static str, u64>;

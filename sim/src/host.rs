@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use fabric::ids::MachineId;
 use fabric::limits::LEASE_TTL;
 use fabric::seams::Seams;
 use rand::RngExt;
@@ -248,6 +249,12 @@ impl Host {
     /// Whether its machines may run on an ended lease: the documented limit of a clock that stopped altogether.
     pub fn is_mistaken(&self, now_us: u64) -> bool {
         now_us < self.mistaken_until_us
+    }
+
+    /// In which epoch it has this machine up under a lease that has not ended, frozen or not.
+    pub fn held(&self, machine: MachineId, now_us: u64) -> Option<u64> {
+        let clock = self.life.as_ref().map(|life| &life.clock).or(self.last_clock.as_ref())?;
+        self.kernel.held(machine, clock.boottime_at(now_us))
     }
 
     /// The machines that run on it, unfrozen, at a moment.

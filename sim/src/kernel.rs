@@ -127,6 +127,13 @@ impl Kernel {
         running.map(name).collect()
     }
 
+    /// In which epoch an exclusive machine is up under a deadline that has not passed at `boottime`.
+    pub fn held(&self, id: MachineId, boottime: Duration) -> Option<u64> {
+        let machines = self.machines();
+        let machine = machines.get(&id).filter(|machine| machine.up && machine.launch.spec.exclusive)?;
+        machine.deadline.filter(|deadline| *deadline > boottime).map(|_| machine.launch.epoch)
+    }
+
     /// The power goes: everything ends, disks stay.
     pub fn power_cut(&self) {
         self.machines()

@@ -16,7 +16,7 @@ use crate::ambient::{self, Ambient, within};
 use crate::disk::Loss;
 use crate::faults::{Action, Faults, Plan, Skip};
 use crate::host::{End, Host, Surroundings};
-use crate::invariants::one_owner;
+use crate::invariants::{one_owner, takeovers};
 use crate::limits::{HOSTS_MAX, QUANTUM_US, RUN_MAX};
 use crate::net::{Net, Weather};
 use crate::random;
@@ -159,6 +159,13 @@ impl World {
         let running = judged.flat_map(|host| host.running(now_us).into_iter().map(|machine| (host.id(), machine)));
         if let Some(found) = one_owner::check(running) {
             self.around.trace.violation(now_us, &found);
+        }
+        for takeover in self.around.software.takeovers() {
+            let judged = self.hosts.iter().filter(|host| !host.is_mistaken(now_us));
+            let held = judged.filter_map(|host| Some((host.id(), host.held(takeover.machine, now_us)?)));
+            if let Some(found) = takeovers::check(takeover, held) {
+                self.around.trace.violation(now_us, &found);
+            }
         }
     }
 

@@ -1,4 +1,10 @@
 //! What must hold, one file each, after design section 14.
 
+pub mod acknowledged;
+pub mod converged;
+pub mod linearizable;
 pub mod machines_once;
 pub mod one_owner;
+pub mod promises;
+pub mod same_state;
+pub mod takeovers;

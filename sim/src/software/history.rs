@@ -1,41 +1,57 @@
-//! What clients asked of the ledger and were told, and what every node applied: the observer's knowledge, and its
-//! judgement (I2 acknowledged writes are never lost, I10 equal indices mean equal states).
+//! What clients asked of the ledger and were told, and what every node applied: the observer's knowledge, handed to the
+//! invariants that judge it.
 //!
-//! Clients make tenants under names that are never used twice, so that a write is there or is not. A write that timed out
-//! is unknown: it may be there, now or later. It is never counted as absent.
+//! A client at every node makes tenants under names that are never used twice, and writes and reads a few registers (the
+//! quotas of tenants made for it). A write that timed out is unknown: it may be there, now or later.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use fabric::ids::MachineId;
 use fabric::model::{Name, Quota};
+use raft_store::codes;
 use raft_store::command::{Actor, Command};
-use raft_store::ledger::{Ledger, LedgerError};
+use raft_store::ledger::{Ledger, LedgerError, Part};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::sleep;
 
 use crate::actor::{Boot, HostId};
+use crate::invariants::linearizable::{self, Call, Operation, Verdict};
+use crate::invariants::same_state::{DIGEST_EVERY, SameState};
+use crate::invariants::takeovers::Takeover;
+use crate::invariants::{acknowledged, promises};
 use crate::software::budget::Budget;
 
 /// Clients write for so long into the calm, and then let the copies come together.
 const WRITES_IN_CALM_US: u64 = 8_000_000;
-/// Pause between two writes of one client.
+/// Pause between two operations of one client.
 const PAUSE: Duration = Duration::from_millis(120);
-/// One write in so many is followed by a linearizable read.
+/// One operation in so many is a linearizable read of what was acknowledged.
 const READ_EVERY: u64 = 5;
 /// Newest acknowledged writes that such a read must show.
 const READ_BACK: usize = 20;
+/// Registers that all clients share.
+const REGISTERS: u64 = 2;
 
 #[derive(Debug, Default)]
 struct Book {
-    /// Names whose write was acknowledged, with the index that was told, in order of acknowledgement.
-    acknowledged: Vec<(Name, u64)>,
+    /// Names whose write was acknowledged, in order of acknowledgement.
+    acknowledged: Vec<Name>,
     unknown: u64,
     refused: u64,
     /// When each host last had a write acknowledged, in microseconds.
     last_us: BTreeMap<HostId, u64>,
-    /// What was applied at each index, by whoever was first.
-    applied: BTreeMap<u64, String>,
+    same: SameState,
+    /// What was asked of each register.
+    calls: BTreeMap<u64, Vec<Call>>,
+    /// The last value written to any register: each is used once.
+    value: u64,
+    takeovers: Vec<Takeover>,
+    taken_over: u64,
+    undecided: u64,
     reads: u64,
     /// The running ledgers.
     ledgers: BTreeMap<HostId, Ledger>,
@@ -46,6 +62,14 @@ struct Book {
 pub struct History {
     book: Arc<Mutex<Book>>,
     budget: Budget,
+}
+
+fn register(number: u64) -> Name {
+    format!("register-{number}").parse().expect("a valid name")
+}
+
+fn value_of(ledger: &Ledger, register: &Name) -> Option<u64> {
+    ledger.read(|state| Some(state.tenants.get(register)?.quota.memory_bytes.unwrap_or(0)))
 }
 
 impl History {
@@ -61,7 +85,7 @@ impl History {
     /// Watches and uses a boot's ledger until the boot ends.
     pub async fn follow(&self, boot: &Boot, ledger: Ledger) {
         self.book().ledgers.insert(boot.host, ledger.clone());
-        tokio::join!(self.watch(boot, &ledger), self.write(boot, &ledger));
+        tokio::join!(self.watch(boot, &ledger), self.work(boot, &ledger));
     }
 
     /// A boot is over.
@@ -76,6 +100,11 @@ impl History {
         hosts.iter().find_map(|host| book.ledgers.get(host).cloned())
     }
 
+    /// Takeovers that were applied since it was last asked.
+    pub fn takeovers(&self) -> Vec<Takeover> {
+        std::mem::take(&mut self.book().takeovers)
+    }
+
     /// Compares what is applied here with what others applied at the same index.
     async fn watch(&self, boot: &Boot, ledger: &Ledger) {
         let mut entries = ledger.subscribe();
@@ -85,81 +114,171 @@ impl History {
                 Err(RecvError::Lagged(_)) => continue,
                 Err(RecvError::Closed) => return,
             };
-            let (index, now) = (entry.index, format!("{entry:?}"));
-            boot.recorder.event(format_args!("applied {now}"));
-            let first = self.book().applied.entry(index).or_insert_with(|| now.clone()).clone();
-            if first != now {
-                boot.recorder.violation(&format!("I10: at index {index} applied {now}, another node {first}"));
+            let words = format!("{entry:?}");
+            boot.recorder.event(format_args!("applied {words}"));
+            if entry.verb == "takeover" && entry.refused.is_none() {
+                self.note_takeover(ledger, entry.index, &entry.about);
             }
+            let found = self.book().same.applied(boot.host, entry.index, &words);
+            found.into_iter().for_each(|found| boot.recorder.violation(&found));
+            self.compare(boot, ledger);
         }
     }
 
-    async fn write(&self, boot: &Boot, ledger: &Ledger) {
+    /// Tells the world of a takeover, once.
+    fn note_takeover(&self, ledger: &Ledger, index: u64, about: &str) {
+        let is_new = self.book().same.is_new(index);
+        let Some(machine) = about.parse::<MachineId>().ok().filter(|_| is_new) else { return };
+        let epoch = ledger.read(|state| state.machines.get(&machine).map(|record| record.epoch));
+        let mut book = self.book();
+        book.taken_over += 1;
+        book.takeovers.extend(epoch.map(|epoch| Takeover { machine, epoch }));
+    }
+
+    /// Judges the whole state, now and then; only of those who hold all of it.
+    fn compare(&self, boot: &Boot, ledger: &Ledger) {
+        let status = ledger.status();
+        if status.part == Part::Spare || !status.applied.is_multiple_of(DIGEST_EVERY) {
+            return;
+        }
+        let shown = ledger.read_at(|index, state| {
+            let digest = (index == status.applied).then(|| state.digest())?;
+            Some((state.settings.epoch, index, digest, promises::check(state)))
+        });
+        let Some((epoch, index, digest, broken)) = shown else { return };
+        let differs = self.book().same.shown(boot.host, (epoch, index), digest);
+        broken.into_iter().chain(differs).for_each(|found| boot.recorder.violation(&found));
+    }
+
+    async fn work(&self, boot: &Boot, ledger: &Ledger) {
         let until_us = boot.calm_us + WRITES_IN_CALM_US;
+        let mut rng = StdRng::seed_from_u64(boot.seed ^ 1);
         for count in 0_u64.. {
-            if boot.recorder.world_us() > until_us {
+            let now_us = boot.recorder.world_us();
+            if now_us > until_us {
                 return;
             }
             // In the calm writes are what convergence is judged by, and always allowed.
-            if boot.recorder.world_us() < boot.calm_us && !self.budget.take() {
-                sleep(PAUSE).await;
-                continue;
-            }
-            let Ok(name) = format!("t-{}-{}-{count}", boot.host, boot.number).parse::<Name>() else { return };
-            let command = Command::CreateTenant { name: name.clone(), parent: None, quota: Quota::default() };
-            let answer = ledger.write(Actor::fabric(ledger.node()), None, command).await;
-            boot.recorder.event(format_args!("write {name}: {:?}", answer.as_ref().map(|applied| applied.index)));
-            match answer {
-                Ok(applied) => {
-                    let mut book = self.book();
-                    book.acknowledged.push((name, applied.index));
-                    book.last_us.insert(boot.host, boot.recorder.world_us());
+            if now_us >= boot.calm_us || self.budget.take() {
+                let number = rng.random_range(0..REGISTERS);
+                match count % 4 {
+                    1 => self.set(boot, ledger, number).await,
+                    3 => self.get(boot, ledger, number).await,
+                    _ => self.make(boot, ledger, count).await,
                 }
-                Err(LedgerError::Refused(_)) => self.book().refused += 1,
-                Err(_) => self.book().unknown += 1,
-            }
-            if count % READ_EVERY == 0 {
-                self.read_back(boot, ledger).await;
+                if count.is_multiple_of(READ_EVERY) {
+                    self.read_back(boot, ledger).await;
+                }
             }
             sleep(PAUSE).await;
         }
     }
 
+    /// Makes a tenant of a new name.
+    async fn make(&self, boot: &Boot, ledger: &Ledger, count: u64) {
+        let Ok(name) = format!("t-{}-{}-{count}", boot.host, boot.number).parse::<Name>() else { return };
+        let command = Command::CreateTenant { name: name.clone(), parent: None, quota: Quota::default() };
+        if self.write(boot, ledger, command).await.is_ok() {
+            self.book().acknowledged.push(name);
+        }
+    }
+
+    /// Writes, and counts what came of it.
+    async fn write(&self, boot: &Boot, ledger: &Ledger, command: Command) -> Result<(), LedgerError> {
+        let what = format!("{} {}", command.verb(), command.about());
+        let answer = ledger.write(Actor::fabric(ledger.node()), None, command).await;
+        boot.recorder.event(format_args!("{what}: {:?}", answer.as_ref().map(|applied| applied.index)));
+        let mut book = self.book();
+        match &answer {
+            Ok(_) => drop(book.last_us.insert(boot.host, boot.recorder.world_us())),
+            Err(LedgerError::Refused(_)) => book.refused += 1,
+            Err(_) => book.unknown += 1,
+        }
+        answer.map(drop)
+    }
+
+    /// Sets a register to a value of its own.
+    async fn set(&self, boot: &Boot, ledger: &Ledger, number: u64) {
+        let (begun_us, value) = {
+            let mut book = self.book();
+            book.value += 1;
+            (boot.recorder.world_us(), book.value)
+        };
+        let quota = Quota { memory_bytes: Some(value), ..Quota::default() };
+        let name = register(number);
+        // The call is in the book before it is made: a crash of this host leaves it unknown.
+        let at = {
+            let mut book = self.book();
+            let calls = book.calls.entry(number).or_default();
+            calls.push(Call { begun_us, ended_us: None, operation: Operation::Write(value) });
+            calls.len() - 1
+        };
+        let command = Command::SetQuota { name: name.clone(), quota, expected_revision: None };
+        let answer = self.write(boot, ledger, command).await;
+        let ended_us = boot.recorder.world_us();
+        if let Err(LedgerError::Refused(refusal)) = &answer {
+            // It had no effect, now or later. The first one finds no register yet.
+            self.book().calls.entry(number).or_default()[at].operation = Operation::Nothing;
+            if refusal.code == codes::NOT_FOUND {
+                let command = Command::CreateTenant { name, parent: None, quota: Quota::default() };
+                let _made = self.write(boot, ledger, command).await;
+            }
+        } else if answer.is_ok() {
+            self.book().calls.entry(number).or_default()[at].ended_us = Some(ended_us);
+        }
+    }
+
+    /// Reads a register so that the answer is as good as asking all.
+    async fn get(&self, boot: &Boot, ledger: &Ledger, number: u64) {
+        let begun_us = boot.recorder.world_us();
+        if ledger.linearizable().await.is_err() {
+            return;
+        }
+        let Some(value) = value_of(ledger, &register(number)) else { return };
+        let ended_us = Some(boot.recorder.world_us());
+        boot.recorder.event(format_args!("register {number} shows {value}"));
+        let mut book = self.book();
+        book.reads += 1;
+        book.calls.entry(number).or_default().push(Call { begun_us, ended_us, operation: Operation::Read(value) });
+    }
+
     /// A linearizable read shows whatever was acknowledged before it began.
     async fn read_back(&self, boot: &Boot, ledger: &Ledger) {
-        let newest: Vec<Name> = {
-            let book = self.book();
-            book.acknowledged.iter().rev().take(READ_BACK).map(|(name, _)| name.clone()).collect()
-        };
+        let newest: Vec<Name> = self.book().acknowledged.iter().rev().take(READ_BACK).cloned().collect();
         if ledger.linearizable().await.is_err() {
             return;
         }
         self.book().reads += 1;
-        let missing = ledger.read(|state| newest.iter().find(|name| !state.tenants.contains_key(*name)).cloned());
-        if let Some(name) = missing {
-            boot.recorder.violation(&format!("I2: a linearizable read does not show {name}, acknowledged before"));
+        if let Some(found) = ledger.read(|state| acknowledged::check(state, newest.iter())) {
+            boot.recorder.violation(&format!("I2: a linearizable read {found}"));
         }
     }
 
     /// After the calm: what does not hold of the hosts in `up`.
     pub fn verdict(&self, up: &[HostId], calm_us: u64) -> Vec<String> {
-        let book = self.book();
+        let mut book = self.book();
         let mut failed = Vec::new();
         let silent = |host: &&HostId| book.last_us.get(host).is_none_or(|at_us| *at_us <= calm_us);
         failed.extend(up.iter().filter(silent).map(|host| format!("I9: no write through {host} in the calm")));
+        let mut undecided = 0;
+        for (number, calls) in &book.calls {
+            match linearizable::check(calls) {
+                Verdict::Linearizable => {}
+                Verdict::Not(words) => failed.push(format!("I2: register {number}: {words}")),
+                Verdict::Undecided => undecided += 1,
+            }
+        }
+        book.undecided = undecided;
         let mut first: Option<(HostId, &Ledger)> = None;
         for host in up {
             let Some(ledger) = book.ledgers.get(host) else {
                 failed.push(format!("I9: {host} has no ledger"));
                 continue;
             };
-            let lost = ledger.read(|state| {
-                let there = |(name, _): &&(Name, u64)| !state.tenants.contains_key(name);
-                book.acknowledged.iter().filter(there).map(|(name, _)| name.to_string()).collect::<Vec<_>>()
-            });
-            if let Some(name) = lost.first() {
-                failed.push(format!("I2: {host} lacks {} acknowledged writes, the first is {name}", lost.len()));
-            }
+            let (lost, broken) =
+                ledger.read(|state| (acknowledged::check(state, book.acknowledged.iter()), promises::check(state)));
+            failed.extend(lost.map(|lost| format!("I2: {host} {lost}")));
+            failed.extend(broken);
             match first {
                 None => first = Some((*host, ledger)),
                 Some((other, reference)) => {
@@ -179,13 +298,16 @@ impl History {
     /// What was done how often.
     pub fn counts(&self) -> BTreeMap<&'static str, u64> {
         let book = self.book();
-        let (acknowledged, entries) = (book.acknowledged.len() as u64, book.applied.len() as u64);
+        let (entries, digests) = book.same.counts();
         BTreeMap::from([
-            ("acknowledged", acknowledged),
+            ("acknowledged", book.acknowledged.len() as u64),
+            ("digests", digests),
             ("entries", entries),
             ("operations", self.budget.spent()),
             ("reads", book.reads),
             ("refused", book.refused),
+            ("takeovers", book.taken_over),
+            ("undecided", book.undecided),
             ("unknown", book.unknown),
         ])
     }

@@ -12,6 +12,7 @@ use raft_store::command::{Actor, Ca, Command};
 use raft_store::ledger::{Ledger, LedgerConfig, LedgerError, StartError, Surroundings};
 
 use crate::actor::{Boot, HostId, Software};
+use crate::invariants::takeovers::Takeover;
 use crate::software::budget::Budget;
 use crate::software::cluster::Cluster;
 use crate::software::history::History;
@@ -126,6 +127,10 @@ impl Software for Ledgers {
 
     fn verdict(&self, up: &[HostId]) -> Vec<String> {
         self.history.verdict(up, self.calm_us)
+    }
+
+    fn takeovers(&self) -> Vec<Takeover> {
+        self.history.takeovers()
     }
 
     fn counts(&self) -> BTreeMap<&'static str, u64> {

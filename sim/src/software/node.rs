@@ -6,18 +6,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use fabric::ids::{Digest, NodeId, TokenId};
 use fabric::limits::CERTIFICATE_TTL;
+use fabric::membership::Membership;
 use fabric::model::{Capacity, Labels, Role};
 use fabric::rpc::BoxFuture;
 use fabric::seams::draw;
 use fabric::token::JoinToken;
 use fabric::transport::Stream;
 use raft_store::command::{Actor, Command};
+use raft_store::voters;
 use smartnode::api::failure::Failure;
 use smartnode::host::{Host, Pressure};
 use smartnode::images::Packed;
@@ -28,6 +30,8 @@ use smartnode::node::{Node, NodeConfig, Parts};
 use tokio::time::sleep;
 
 use crate::actor::{Boot, HostId, Software};
+use crate::invariants::converged::{self, View};
+use crate::invariants::takeovers::Takeover;
 use crate::net::address;
 use crate::software::budget::Budget;
 use crate::software::cluster::PORT;
@@ -81,6 +85,8 @@ impl Images for AllImages {
 pub struct Nodes {
     history: History,
     operators: Operators,
+    /// Who is alive, as every running node has it.
+    members: Arc<Mutex<BTreeMap<HostId, Membership>>>,
     /// What the operator wrote down.
     token: Arc<Mutex<Option<JoinToken>>>,
     calm_us: u64,
@@ -90,7 +96,22 @@ impl Nodes {
     /// The calm begins at `calm_us`; clients and operators together may do what `budget` allows.
     pub fn new(calm_us: u64, budget: Budget) -> Self {
         let (history, operators) = (History::new(budget.clone()), Operators::new(budget));
-        Nodes { history, operators, token: Arc::default(), calm_us }
+        Nodes { history, operators, members: Arc::default(), token: Arc::default(), calm_us }
+    }
+
+    fn members(&self) -> MutexGuard<'_, BTreeMap<HostId, Membership>> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What every host in `up` knows of the others.
+    fn views(&self, up: &[HostId]) -> BTreeMap<HostId, View> {
+        let members = self.members();
+        let view = |host: &HostId| {
+            let (membership, ledger) = (members.get(host)?, self.history.ledger(&[*host])?);
+            let alive = membership.active().into_keys().collect();
+            Some((*host, View { node: ledger.node(), alive, voters: ledger.status().voters.into_iter().collect() }))
+        };
+        up.iter().filter_map(view).collect()
     }
 
     fn token(&self) -> Option<JoinToken> {
@@ -164,6 +185,7 @@ impl Nodes {
         if boot.host == FOUNDER {
             self.make_token(boot, &node).await;
         }
+        self.members().insert(boot.host, node.context().membership.clone());
         let ledger = node.context().ledger.clone();
         tokio::join!(self.history.follow(boot, ledger.clone()), self.operators.work(boot, &ledger));
         std::future::pending::<()>().await;
@@ -186,14 +208,21 @@ impl Software for Nodes {
 
     fn ended(&self, host: HostId) {
         self.history.ended(host);
+        drop(self.members().remove(&host));
     }
 
     fn verdict(&self, up: &[HostId]) -> Vec<String> {
         let mut failed = self.history.verdict(up, self.calm_us);
+        let views = self.views(up);
+        failed.extend(converged::check(&views, voters::target(up.len(), &voters::Config::default())));
         if let Some(ledger) = self.history.ledger(up) {
             failed.extend(self.operators.verdict(up, &ledger));
         }
         failed
+    }
+
+    fn takeovers(&self) -> Vec<Takeover> {
+        self.history.takeovers()
     }
 
     fn counts(&self) -> BTreeMap<&'static str, u64> {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fabric::ids::{Digest, MachineId, NodeId};
-use fabric::model::{Desired, Labels, MachineSpec, Name, Resources, Restart};
+use fabric::model::{Desired, Labels, MachineSpec, Name, Quota, Resources, Restart};
 use fabric::seams::draw;
 use raft_store::command::{Actor, Command};
 use raft_store::ledger::Ledger;
@@ -25,6 +25,10 @@ use crate::software::budget::Budget;
 
 /// Machines in the cluster at once.
 const MACHINES_MAX: usize = 8;
+/// Machines that fit a host: their guarantees fill it, and all of them fit the smallest world of three.
+const MACHINES_PER_HOST: u64 = 3;
+/// What each is guaranteed, of a host's eight cores.
+const CPU_MILLIS: u32 = 2_500;
 /// Shortest and longest pause between two operations of one operator, in milliseconds.
 const PAUSE_MS: std::ops::Range<u64> = 300..2_000;
 /// The image that every machine is of.
@@ -65,7 +69,7 @@ fn spec(exclusive: bool) -> MachineSpec {
         image: name(IMAGE),
         command: Vec::new(),
         env: Vec::new(),
-        resources: Resources::default(),
+        resources: Resources { cpu_millis: CPU_MILLIS, ..Resources::default() },
         publish: Vec::new(),
         labels: Labels::new(),
         exclusive,
@@ -108,10 +112,11 @@ impl Operators {
     /// What to do next; none when there is nothing.
     fn next(&self, boot: &Boot, ledger: &Ledger, rng: &mut StdRng) -> Option<Command> {
         let tenant = name(DEFAULT_TENANT);
-        let (image, machines) = ledger.read(|state| {
+        let (image, limited, machines) = ledger.read(|state| {
             let image = state.images.contains_key(&(tenant.clone(), name(IMAGE)));
+            let limited = state.tenants.get(&tenant).is_some_and(|record| record.quota.machines.is_some());
             let machines: Vec<_> = state.machines.values().map(|record| (record.id, record.desired)).collect();
-            (image, machines)
+            (image, limited, machines)
         });
         if !image {
             let digest = Digest::of(IMAGE.as_bytes());
@@ -123,7 +128,13 @@ impl Operators {
                 expected_revision: None,
             });
         }
-        let fresh = machines.len() < MACHINES_MAX && rng.random_bool(0.5);
+        let most = (MACHINES_MAX as u64).min(MACHINES_PER_HOST * boot.hosts);
+        if !limited {
+            let quota = Quota { machines: Some(most as u32), ..Quota::default() };
+            return Some(Command::SetQuota { name: tenant, quota, expected_revision: None });
+        }
+        // One more than the quota allows is asked for, and must be refused.
+        let fresh = machines.len() as u64 <= most && rng.random_bool(0.5);
         if fresh || machines.is_empty() {
             let id = MachineId(draw(&*boot.seams.entropy));
             let own = name(&format!("m{:08x}", rng.random::<u32>()));

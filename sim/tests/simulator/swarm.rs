@@ -22,6 +22,14 @@ fn whole_nodes_survive_a_swarm() {
     command("swarm --software node --seconds 45 --nodes 3 --from 100 --seeds 6").success();
 }
 
+/// Those of `FOUND.md`. Later code makes other runs of them, but their shape (five nodes, a minute) is what found most.
+#[test]
+fn seeds_that_failed_stay_clean() {
+    for seed in [4, 47] {
+        command(&format!("swarm --seconds 60 --nodes 5 --from {seed} --seeds 1")).success();
+    }
+}
+
 #[test]
 fn failures_are_listed_with_what_replays_them() {
     let arguments = "swarm --software fragile --seconds 30 --faults daemon --from 3 --seeds 4 --jobs 2";
