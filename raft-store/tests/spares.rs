@@ -5,7 +5,14 @@ mod common;
 use std::time::Duration;
 
 use common::{Cluster, eventually, id_of, machine, machine_id, name, place, run, tenant};
+use raft_store::command::{Command, NodePatch};
 use raft_store::ledger::{LedgerError, Part};
+
+/// A change of the worker itself, so that it is in its feed.
+fn cordon(cordoned: bool) -> Command {
+    let patch = NodePatch { cordoned: Some(cordoned), ..NodePatch::default() };
+    Command::UpdateNode { node: id_of(4), patch: Box::new(patch), expected_revision: None }
+}
 
 #[test]
 fn a_worker_is_fed_its_machines_and_keeps_them_over_a_restart() {
@@ -26,7 +33,7 @@ fn a_worker_is_fed_its_machines_and_keeps_them_over_a_restart() {
         assert!(cluster.ledger(3).linearizable().await.is_err());
         assert_eq!(cluster.ledger(3).status().part, Part::Spare);
         // It confirms by a forwarded write, which shows in its feed.
-        let confirm = raft_store::command::Command::Confirm { machine: machine_id(1), epoch: 1 };
+        let confirm = Command::Confirm { machine: machine_id(1), epoch: 1 };
         cluster.write(3, confirm).await.unwrap();
         eventually("the confirmation comes back", || {
             cluster.ledger(3).mine().machines[0].placement.filter(|placement| placement.confirmed)
@@ -38,6 +45,28 @@ fn a_worker_is_fed_its_machines_and_keeps_them_over_a_restart() {
         cluster.start(3).await.unwrap();
         assert_eq!(cluster.ledger(3).mine().machines.len(), 1);
         assert_eq!(cluster.ledger(3).mine().node.unwrap().name, name("n4"));
+    });
+}
+
+#[test]
+fn a_worker_is_not_held_back_by_a_member_that_is_cut_off() {
+    run(async {
+        let cluster = Cluster::with_worker().await;
+        for command in machine(1, false) {
+            cluster.write(0, command).await.unwrap();
+        }
+        cluster.write(0, place(machine_id(1), 0, id_of(4))).await.unwrap();
+        // Whichever of them feeds it: in turn each follower hears nobody, and goes on speaking with the worker.
+        let leader = cluster.leader().await;
+        for deaf in (0..3).filter(|at| *at != leader) {
+            for other in (0..3).filter(|at| *at != deaf) {
+                cluster.net.cut_one_way(cluster.hosts[other].id, cluster.hosts[deaf].id);
+            }
+            let patch = cordon(deaf % 2 == 0);
+            let index = cluster.write(leader, patch).await.unwrap();
+            eventually("the worker is fed by another", || (cluster.ledger(3).mine().at.1 >= index).then_some(())).await;
+            cluster.net.heal();
+        }
     });
 }
 

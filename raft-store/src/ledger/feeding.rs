@@ -23,7 +23,9 @@ use crate::feed::{Blob, Frames, LedgerMember, Mine};
 use crate::snapshot::{CaKeys, Reader};
 use crate::state::State;
 use crate::store::encode_state;
-use crate::tuning::{FEED_WAIT, FULL_COPY_EVERY, NEWS_PAUSE, PAGE_TIMEOUT, READ_TIMEOUT, REPLICA_BYTES_MAX, RETRY_MAX};
+use crate::tuning::{
+    CUT_OFF, FEED_WAIT, FULL_COPY_EVERY, NEWS_PAUSE, PAGE_TIMEOUT, READ_TIMEOUT, REPLICA_BYTES_MAX, RETRY_MAX,
+};
 use crate::types::Member;
 
 /// What is known of the page that is wanted next.
@@ -80,6 +82,11 @@ impl Inner {
         }
         if asked.subject == SubjectV1::State && peer.role != Role::Voter {
             return Err(Refusal::new(codes::DENIED, "a worker is told what concerns itself, and no more"));
+        }
+        // Who hears no leader holds what a spare waits for no more, and would hold the spare itself back.
+        let cut_off = self.staleness().is_none_or(|age| age > CUT_OFF);
+        if asked.subject == SubjectV1::Mine && cut_off {
+            return Err(Refusal::new(codes::BEHIND, "this node hears no leader"));
         }
         let later_page = asked.have.filter(|_| asked.offset > 0).and_then(|digest| self.blobs().find(digest));
         let blob = match later_page {

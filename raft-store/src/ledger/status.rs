@@ -119,7 +119,7 @@ impl Inner {
         }
     }
 
-    fn staleness(&self) -> Option<Duration> {
+    pub(super) fn staleness(&self) -> Option<Duration> {
         // Copied out: a guard would live until the end of the expression.
         let heard = *self.heard();
         if self.leads() {

@@ -270,10 +270,14 @@ impl Runtime for ContainerRuntime {
         self.shared.bury(id).await?;
         let gone = self.shared.set_aside(id)?;
         self.shared.forget(id);
-        match gone {
-            Some(gone) => sweep::remove_tree(gone).await,
-            None => Ok(()),
+        // The machine is destroyed once it is out of the listing. The kernel may still be letting go of its mounts, which
+        // keeps a directory from going: the next sweep takes it along.
+        if let Some(gone) = gone
+            && let Err(error) = sweep::remove_tree(gone).await
+        {
+            tracing::warn!(machine = %id, %error, "what is left of a destroyed machine goes with the next sweep");
         }
+        Ok(())
     }
 
     async fn quarantine(&self, id: MachineId) -> Result<(), RuntimeError> {
