@@ -39,12 +39,14 @@ pub fn offered(total: Capacity) -> Capacity {
 #[derive(Debug)]
 pub struct ThisHost {
     data_dir: std::path::PathBuf,
+    /// As of the daemon's start: asking reads several files, and the load is asked for every second.
+    cores: u32,
 }
 
 impl ThisHost {
     /// Disk is measured where `data_dir` lies.
     pub fn new(data_dir: &std::path::Path) -> Self {
-        ThisHost { data_dir: data_dir.to_owned() }
+        ThisHost { data_dir: data_dir.to_owned(), cores: cores() }
     }
 }
 
@@ -74,13 +76,13 @@ impl Host for ThisHost {
         let disk = nix::sys::statvfs::statvfs(&self.data_dir);
         let disk_bytes = disk.map_or(0, |fs| fs.blocks() * fs.fragment_size());
         let memory_bytes = meminfo(&proc_file("meminfo"), "MemTotal").unwrap_or(0);
-        Capacity { cpu_millis: cores() * 1000, memory_bytes, disk_bytes }
+        Capacity { cpu_millis: self.cores * 1000, memory_bytes, disk_bytes }
     }
 
     fn pressure(&self) -> Pressure {
         Pressure {
             memory_available_bytes: meminfo(&proc_file("meminfo"), "MemAvailable").unwrap_or(0),
-            load_millis: load_millis(&proc_file("loadavg"), cores()).unwrap_or(0),
+            load_millis: load_millis(&proc_file("loadavg"), self.cores).unwrap_or(0),
         }
     }
 }

@@ -35,6 +35,8 @@ pub(crate) const HEARTBEAT: Duration = Duration::from_millis(100);
 pub(crate) const ELECTION_MIN: Duration = Duration::from_millis(200);
 /// The same, at most; also the length of a leader's lease.
 pub(crate) const ELECTION_MAX: Duration = Duration::from_millis(350);
+/// A follower that has heard nothing for so long begins to look at its clock.
+pub(crate) const LEADER_SILENT: Duration = Duration::from_millis(200);
 /// A leader that hears no quorum falls silent for so long, again and again: otherwise one that can speak and not hear
 /// would keep its followers from electing another.
 pub(crate) const QUORUM_LOSS_QUIET: Duration = Duration::from_millis(1_000);

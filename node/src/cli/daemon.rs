@@ -40,8 +40,14 @@ pub fn run(global: &Global, run: NodeRun, daemon: Daemon) -> Result<(), CliError
         let _ = nix::unistd::setsid();
     }
     log(options.log_format);
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers()).enable_all().build()?;
     runtime.block_on(daemon(options, run.start))
+}
+
+/// Threads that run the daemon's tasks: half of the cores, since the machines are what a host is there for. Waking one
+/// thread more than there is work for is also most of what an idle daemon costs.
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2))
 }
 
 /// The log goes to stderr; `SMARTNODE_LOG` chooses what.

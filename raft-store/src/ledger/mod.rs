@@ -11,6 +11,7 @@ mod messages;
 mod reading;
 mod serving;
 mod status;
+mod ticking;
 mod voting;
 mod writing;
 
@@ -208,6 +209,7 @@ impl Registration {
         inner.spawn(writing::forwarder(weak.clone(), queue));
         inner.spawn(status::watch_halt(weak.clone()));
         inner.spawn(voting::drive(weak.clone()));
+        inner.spawn(ticking::drive(weak.clone()));
         inner.spawn(leasing::drive(weak.clone()));
         inner.spawn(feeding::tell(weak.clone()));
         inner.spawn(feeding::follow(weak.clone()));
