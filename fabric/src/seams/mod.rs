@@ -64,6 +64,8 @@ pub trait Disk: Debug + Send + Sync {
     fn exists(&self, name: &str) -> io::Result<bool>;
     /// Opens (or makes an empty) file for redb, mode 0600. Use [`open_database`].
     ///
+    /// What is read is what the disk holds: not what an earlier process wrote and could not sync.
+    ///
     /// # Errors
     /// When it cannot be opened, or another process has it open.
     fn storage(&self, name: &str) -> io::Result<Box<dyn redb::StorageBackend>>;

@@ -85,6 +85,17 @@ impl Content {
         self.pending.clear();
     }
 
+    /// What was read before is forgotten: reads show what the disk holds, and the changes that are still on their way to it.
+    pub fn forget_clean(&mut self) {
+        self.cached.clone_from(&self.synced);
+        for change in &self.pending {
+            match change {
+                Change::Write { at, data } => put(&mut self.cached, *at, data),
+                Change::Length(length) => self.cached.resize(*length as usize, 0),
+            }
+        }
+    }
+
     /// A power cut: decides which unsynced changes happened.
     pub fn cut(&mut self, loss: Loss, rng: &mut StdRng) {
         let pending = std::mem::take(&mut self.pending);

@@ -36,6 +36,8 @@ pub struct Counts {
     pub written_bytes: u64,
     /// Power cuts.
     pub cuts: u64,
+    /// Operations that failed: for want of room, or by order.
+    pub failures: u64,
 }
 
 /// What is wrong with a disk.
@@ -117,6 +119,7 @@ impl Medium {
         let grows = end.saturating_sub(self.file(inode)?.bytes().len() as u64);
         let used: u64 = self.files.values().map(|file| file.bytes().len() as u64).sum();
         if grows > 0 && used + grows > self.trouble.capacity_bytes {
+            self.counts.failures += 1;
             return Err(io::ErrorKind::StorageFull.into());
         }
         Ok(())
@@ -143,6 +146,7 @@ impl Medium {
         self.counts.syncs += 1;
         if self.trouble.failing_syncs > 0 {
             self.trouble.failing_syncs -= 1;
+            self.counts.failures += 1;
             self.file(inode)?.fail_sync();
             return Err(io::Error::other("input/output error (simulated)"));
         }
@@ -222,6 +226,22 @@ impl HostDisk {
     /// Sets what is wrong with the disk.
     pub fn trouble(&self, trouble: Trouble) {
         lock(&self.medium).trouble = trouble;
+    }
+
+    /// Leaves so much room.
+    pub fn fill(&self, room_bytes: u64) {
+        let capacity_bytes = self.used_bytes() + room_bytes;
+        lock(&self.medium).trouble.capacity_bytes = capacity_bytes;
+    }
+
+    /// Lets so many further syncs fail.
+    pub fn fail_syncs(&self, syncs: u32) {
+        lock(&self.medium).trouble.failing_syncs = syncs;
+    }
+
+    /// Nothing is wrong any more.
+    pub fn mend(&self) {
+        self.trouble(Trouble::default());
     }
 
     /// Flips one bit of a durable file; `false` when there is none of that name or it is empty.
@@ -360,6 +380,7 @@ impl Disk for SimDisk {
             if !medium.open.insert(inode) {
                 return Err(io::Error::new(io::ErrorKind::ResourceBusy, format!("{name} is open already")));
             }
+            medium.file(inode)?.forget_clean();
             Ok(inode)
         })?;
         let (medium, supply) = (self.medium.clone(), self.supply.clone());
