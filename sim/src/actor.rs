@@ -3,14 +3,17 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use fabric::rpc::BoxFuture;
 use fabric::seams::Seams;
 
 use crate::clock::HostClock;
+use crate::disk::HostDisk;
 use crate::invariants::takeovers::Takeover;
 use crate::kernel::FakeRuntime;
 use crate::power::Supply;
+use crate::scenario::{Cast, Expectation};
 use crate::trace::Trace;
 
 /// A host, numbered from 1.
@@ -80,6 +83,26 @@ pub struct Boot {
     pub recorder: Recorder,
     /// Its power.
     pub supply: Supply,
+    /// The host's disk as the observer sees it.
+    pub disk: HostDisk,
+    /// How the daemon ends by itself.
+    pub exit: Exit,
+}
+
+/// The end of a daemon by its own decision. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Exit(Arc<AtomicBool>);
+
+impl Exit {
+    /// The process ends now; whoever watches over it starts it again.
+    pub fn leave(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it has ended.
+    pub fn is_wanted(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 impl Boot {
@@ -87,6 +110,19 @@ impl Boot {
     pub fn has_power(&self) -> bool {
         self.supply.is_on()
     }
+}
+
+/// When an expectation is judged.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment<'a> {
+    /// World time, in microseconds.
+    pub now_us: u64,
+    /// Hosts that run.
+    pub up: &'a [HostId],
+    /// Who is who.
+    pub cast: Cast<'a>,
+    /// The leader that the script spoke of last.
+    pub last_leader: Option<HostId>,
 }
 
 /// The software under test. One value serves all hosts; what it keeps between boots of a host is the observer's
@@ -104,6 +140,16 @@ pub trait Software: fmt::Debug + Send + Sync {
     /// Takeovers that were applied since it was last asked.
     fn takeovers(&self) -> Vec<Takeover> {
         Vec::new()
+    }
+
+    /// Who leads, among these.
+    fn leader(&self, _: &[HostId]) -> Option<HostId> {
+        None
+    }
+
+    /// What does not hold of an expectation at a moment, in words.
+    fn expect(&self, _: &Expectation, _: &Moment<'_>) -> Option<String> {
+        Some("this software can tell nothing of it".to_owned())
     }
 
     /// What it did how often, the same for the same run.

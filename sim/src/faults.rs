@@ -1,6 +1,6 @@
 //! Which faults a run draws, and when: a pure plan from the seed. The world carries it out.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 
@@ -25,10 +25,14 @@ pub enum Fault {
     Duplicate,
     /// Packets overtake each other.
     Reorder,
+    /// Hosts can send little.
+    Bandwidth,
     /// Two groups of hosts hear nothing of each other.
     Partition,
     /// A host is heard and hears nothing, or the reverse.
     OneWay,
+    /// A partition that comes and goes.
+    Flap,
     /// A host loses its power, now or in the middle of a write.
     Crash,
     /// The daemon dies, its host lives.
@@ -41,11 +45,21 @@ pub enum Fault {
     Drift,
     /// Somebody sets a wall clock.
     WallJump,
+    /// A disk takes long over each sync.
+    SlowDisk,
+    /// A disk has no room left for a while.
+    FullDisk,
+    /// Syncs of a disk fail.
+    FailSync,
+    /// A machine loses its supervisor, and ends.
+    MachineDies,
+    /// Machines do not start on a host.
+    StartFails,
 }
 
 impl Fault {
     /// All of them with their names.
-    pub const ALL: [(Fault, &'static str); 12] = [
+    pub const ALL: [(Fault, &'static str); 19] = [
         (Fault::Loss, "loss"),
         (Fault::Delay, "delay"),
         (Fault::Duplicate, "duplicate"),
@@ -58,12 +72,23 @@ impl Fault {
         (Fault::StopClock, "stop-clock"),
         (Fault::Drift, "drift"),
         (Fault::WallJump, "wall-jump"),
+        (Fault::Bandwidth, "bandwidth"),
+        (Fault::Flap, "flap"),
+        (Fault::SlowDisk, "slow-disk"),
+        (Fault::FullDisk, "full-disk"),
+        (Fault::FailSync, "fail-sync"),
+        (Fault::MachineDies, "machine-dies"),
+        (Fault::StartFails, "start-fails"),
     ];
 }
 
+/// The first so many of them are the usual ones: hosts, clocks and links, without disks that fail, narrow or flapping links
+/// and machines that die. `FOUND.md` says what the others still find.
+const USUAL: usize = 12;
+
 /// Why a list of faults is refused.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("{value:?} is no fault; known are all, none, {}", Fault::ALL.map(|(_, name)| name).join(", "))]
+#[error("{value:?} is no fault; known are all, usual, none, {}", Fault::ALL.map(|(_, name)| name).join(", "))]
 pub struct UnknownFault {
     value: String,
 }
@@ -91,6 +116,7 @@ impl FromStr for Faults {
         match text {
             "all" => return Ok(Faults(Fault::ALL.iter().map(|(fault, _)| *fault).collect())),
             "none" => return Ok(Faults(BTreeSet::new())),
+            "usual" => return Ok(Faults(Fault::ALL[..USUAL].iter().map(|(fault, _)| *fault).collect())),
             _ => {}
         }
         let one = |name: &str| {
@@ -199,6 +225,18 @@ pub enum Action {
     StopClock(HostId, u64),
     /// Sets a wall clock, off by so many microseconds.
     SetWall(HostId, i64),
+    /// Lets each sync of a host's disk take so many microseconds; 0 is what it usually takes.
+    SlowDisk(HostId, u64),
+    /// Leaves a host's disk so many bytes of room, until [`Action::MendDisk`].
+    FillDisk(HostId, u64),
+    /// Lets so many further syncs of a host's disk fail.
+    FailSyncs(HostId, u32),
+    /// Gives a host's disk its room and its speed back.
+    MendDisk(HostId),
+    /// Ends a host's machine, the one of this number modulo how many are up, with its supervisor.
+    EndMachine(HostId, u64),
+    /// Lets so many further starts of machines fail on a host.
+    FailStarts(HostId, u32),
 }
 
 /// Draws actions from the seed.
@@ -209,6 +247,11 @@ pub struct Plan {
     rng: StdRng,
     next_us: u64,
     heal_us: Option<u64>,
+    /// Cuts of a flapping partition that are still to come, with the pause before each.
+    flaps: Vec<(HostId, HostId)>,
+    flaps_left: u32,
+    /// Disks that are to be mended, and when.
+    mend: BTreeMap<HostId, u64>,
     skip: Skip,
     drawn: u64,
 }
@@ -216,10 +259,24 @@ pub struct Plan {
 /// Least and most time between two actions, in microseconds.
 const GAP_US: std::ops::Range<u64> = 200_000..2_500_000;
 
+/// How long a flapping partition is there, or not, at a time.
+const FLAP_US: std::ops::Range<u64> = 200_000..1_500_000;
+
 impl Plan {
     /// A plan for these hosts, whose first action is not before `from_us`.
     pub fn new(faults: Faults, hosts: Vec<HostId>, from_us: u64, rng: StdRng) -> Self {
-        Plan { faults, hosts, rng, next_us: from_us, heal_us: None, skip: Skip::default(), drawn: 0 }
+        Plan {
+            faults,
+            hosts,
+            rng,
+            next_us: from_us,
+            heal_us: None,
+            flaps: Vec::new(),
+            flaps_left: 0,
+            mend: BTreeMap::new(),
+            skip: Skip::default(),
+            drawn: 0,
+        }
     }
 
     /// Leaves these actions out. They are drawn all the same, so that the others stay what they are.
@@ -248,6 +305,12 @@ impl Plan {
         if self.heal_us.is_some_and(|at| at <= now_us) {
             self.heal_us = None;
             actions.push(Action::Heal);
+            actions.extend(self.flap(now_us));
+        }
+        let mended: Vec<HostId> = self.mend.iter().filter(|(_, at)| **at <= now_us).map(|(host, _)| *host).collect();
+        for host in mended {
+            self.mend.remove(&host);
+            actions.push(Action::MendDisk(host));
         }
         if self.next_us <= now_us {
             self.next_us = now_us + self.rng.random_range(GAP_US);
@@ -259,6 +322,14 @@ impl Plan {
         actions
     }
 
+    /// The next cut of a flapping partition. It heals and comes again by turns, each after its own time.
+    fn flap(&mut self, now_us: u64) -> Option<Action> {
+        self.flaps_left = self.flaps_left.checked_sub(1)?;
+        self.heal_us = Some(now_us + self.rng.random_range(FLAP_US));
+        let open = self.flaps_left.is_multiple_of(2);
+        Some(if open { Action::Heal } else { Action::Cut(self.flaps.clone()) })
+    }
+
     fn draw(&mut self, now_us: u64) -> Option<Action> {
         let kinds: Vec<Fault> = self.faults.0.iter().copied().filter(|fault| *fault != Fault::Drift).collect();
         let kind = *kinds.choose(&mut self.rng)?;
@@ -266,7 +337,7 @@ impl Plan {
         let loss = *Loss::ALL.choose(&mut self.rng)?;
         let rng = &mut self.rng;
         Some(match kind {
-            Fault::Loss | Fault::Duplicate | Fault::Reorder => Action::Weather(self.weather()),
+            Fault::Loss | Fault::Duplicate | Fault::Reorder | Fault::Bandwidth => Action::Weather(self.weather()),
             Fault::Delay if rng.random_bool(0.5) => Action::Weather(self.weather()),
             Fault::Delay => {
                 self.heal_us = Some(now_us + rng.random_range(500_000..5_000_000));
@@ -276,14 +347,36 @@ impl Plan {
                 self.heal_us = Some(now_us + rng.random_range(300_000..8_000_000));
                 Action::Cut(if kind == Fault::Partition { self.split() } else { self.deafen(host) })
             }
+            Fault::Flap => {
+                self.heal_us = Some(now_us + rng.random_range(FLAP_US));
+                self.flaps_left = rng.random_range(2..12);
+                self.flaps = self.split();
+                Action::Cut(self.flaps.clone())
+            }
             Fault::Crash if rng.random_bool(0.5) => Action::Arm(host, rng.random_range(0..60), loss),
             Fault::Crash => Action::Crash(host, loss, rng.random_range(1_000..6_000_000)),
             Fault::Daemon => Action::EndDaemon(host, rng.random_range(1_000..3_000_000)),
             Fault::Pause => Action::Pause(host, rng.random_range(20_000..8_000_000)),
             Fault::StopClock => Action::StopClock(host, rng.random_range(20_000..8_000_000)),
             Fault::WallJump => Action::SetWall(host, rng.random_range(-7_200_000_000..7_200_000_000)),
+            Fault::SlowDisk | Fault::FullDisk | Fault::FailSync => self.disk_trouble(kind, host, now_us),
+            Fault::MachineDies => Action::EndMachine(host, rng.random_range(0..1_000)),
+            Fault::StartFails => Action::FailStarts(host, rng.random_range(1..3)),
             Fault::Drift => return None,
         })
+    }
+
+    fn disk_trouble(&mut self, kind: Fault, host: HostId, now_us: u64) -> Action {
+        let rng = &mut self.rng;
+        let until_us = now_us + rng.random_range(500_000..8_000_000);
+        match kind {
+            Fault::FailSync => return Action::FailSyncs(host, rng.random_range(1..4)),
+            _ => self.mend.insert(host, until_us),
+        };
+        match kind {
+            Fault::FullDisk => Action::FillDisk(host, rng.random_range(0..200_000)),
+            _ => Action::SlowDisk(host, rng.random_range(2_000..150_000)),
+        }
     }
 
     /// Links as bad as the enabled faults allow.
@@ -297,7 +390,11 @@ impl Plan {
             (rate(Fault::Loss, 0.1), rate(Fault::Duplicate, 0.03), rate(Fault::Reorder, 0.03));
         let longest_us = self.rng.random_range(500..20_000);
         let longest_us = if self.faults.has(Fault::Delay) { longest_us } else { 500 };
-        Weather { loss, duplicate, reorder, latency_us: QUANTUM_US..QUANTUM_US + longest_us, ..Weather::default() }
+        let narrow = self.rng.random_range(100_000..2_000_000);
+        let usual = Weather::default();
+        let uplink_bytes_per_s = if self.faults.has(Fault::Bandwidth) { narrow } else { usual.uplink_bytes_per_s };
+        let latency_us = QUANTUM_US..QUANTUM_US + longest_us;
+        Weather { loss, duplicate, reorder, latency_us, uplink_bytes_per_s }
     }
 
     fn split(&mut self) -> Vec<(HostId, HostId)> {
@@ -328,7 +425,7 @@ mod tests {
         assert!(faults.has(Fault::Crash) && !faults.has(Fault::Pause));
         assert_eq!(faults.to_string(), "loss,crash");
         let error = "loss,gremlins".parse::<Faults>().unwrap_err();
-        assert!(error.to_string().starts_with("\"gremlins\" is no fault; known are all, none, loss"));
+        assert!(error.to_string().starts_with("\"gremlins\" is no fault; known are all, usual, none, loss"));
     }
 
     #[test]

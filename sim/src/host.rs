@@ -13,7 +13,7 @@ use rand::RngExt;
 use tokio::runtime::{Builder, RngSeed, Runtime};
 use tokio::time::{Instant, advance, sleep_until};
 
-use crate::actor::{Boot, HostId, Recorder, Software};
+use crate::actor::{Boot, Exit, HostId, Recorder, Software};
 use crate::ambient::{self, Ambient, within};
 use crate::clock::HostClock;
 use crate::disk::{HostDisk, Loss};
@@ -57,6 +57,17 @@ pub enum End {
     Daemon,
 }
 
+/// What came of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// It goes on, or is down anyway.
+    Goes,
+    /// Its disk has cut the power.
+    CutByDisk,
+    /// The daemon has ended by itself.
+    Exited,
+}
+
 /// A running boot.
 #[derive(Debug)]
 struct Life {
@@ -64,6 +75,7 @@ struct Life {
     clock: HostClock,
     ambient: Ambient,
     supply: Supply,
+    exit: Exit,
     /// The host does nothing before this time: stopped, or waiting for its disk.
     held_until_us: u64,
     syncs: u64,
@@ -83,6 +95,8 @@ pub struct Host {
     last_clock: Option<HostClock>,
     /// When it boots, in microseconds, while it is down.
     back_us: u64,
+    /// How long its disk takes over a sync, in microseconds.
+    sync_us: u64,
     /// Until then a lease may be believed in that has ended, since this host's clock stood still.
     mistaken_until_us: u64,
 }
@@ -102,6 +116,7 @@ impl Host {
             life: None,
             last_clock: None,
             back_us: 0,
+            sync_us: SYNC_US,
             mistaken_until_us: 0,
         }
     }
@@ -154,6 +169,7 @@ impl Host {
         };
         let recorder = Recorder::new(around.trace.clone(), self.id, clock.clone());
         let runtime_seam = self.kernel.attach(seams.clock.clone(), supply.clone(), Some(recorder.clone()));
+        let exit = Exit::default();
         let (number, hosts, calm_us) = (self.boots, around.hosts, around.calm_us);
         let boot = Boot {
             host: self.id,
@@ -165,6 +181,8 @@ impl Host {
             calm_us,
             recorder,
             supply: supply.clone(),
+            disk: self.disk.clone(),
+            exit: exit.clone(),
         };
         around.trace.event(now_us, self.id, &format_args!("boots for the {number}. time"));
         within(&mut ambient, now_us, || {
@@ -172,14 +190,14 @@ impl Host {
             runtime.spawn(around.software.boot(boot));
         });
         let syncs = self.disk.counts().syncs;
-        self.life = Some(Life { runtime, clock, ambient, supply, held_until_us: now_us, syncs });
+        self.life = Some(Life { runtime, clock, ambient, supply, exit, held_until_us: now_us, syncs });
     }
 
-    /// Runs it up to world time `to_us`. `false` when its disk has cut the power meanwhile.
-    pub fn step(&mut self, from_us: u64, to_us: u64, trace: &Trace) -> bool {
-        let Some(life) = &mut self.life else { return true };
+    /// Runs it up to world time `to_us`.
+    pub fn step(&mut self, from_us: u64, to_us: u64, trace: &Trace) -> Step {
+        let Some(life) = &mut self.life else { return Step::Goes };
         if life.held_until_us > from_us {
-            return true;
+            return Step::Goes;
         }
         life.clock.begin_step(from_us, to_us);
         let (begin, target) = (life.clock.local(from_us), life.clock.local(to_us));
@@ -194,16 +212,16 @@ impl Host {
             });
         });
         let syncs = self.disk.counts().syncs;
-        let waits_us = (syncs - std::mem::replace(&mut life.syncs, syncs)) * SYNC_US;
+        let waits_us = (syncs - std::mem::replace(&mut life.syncs, syncs)) * self.sync_us;
         life.held_until_us = life.held_until_us.max(to_us + waits_us);
         let panics = ambient::take_panics();
         if !life.supply.is_on() {
-            return false; // what panicked for want of power is of no interest
+            return Step::CutByDisk; // what panicked for want of power is of no interest
         }
         for panic in panics {
             trace.violation(to_us, &format!("{}: panic: {panic}", self.id));
         }
-        true
+        if life.exit.is_wanted() { Step::Exited } else { Step::Goes }
     }
 
     /// Ends the boot; it comes back at `back_us`.
@@ -271,9 +289,32 @@ impl Host {
         }
     }
 
+    /// Lets each sync of its disk take so long.
+    pub fn set_sync(&mut self, sync_us: u64) {
+        self.sync_us = sync_us;
+    }
+
+    /// Its disk has its room and its speed again.
+    pub fn mend(&mut self) {
+        self.disk.mend();
+        self.sync_us = SYNC_US;
+    }
+
+    /// Ends one of its machines that are up, with its supervisor; `false` when there is none.
+    pub fn end_machine(&mut self, number: u64) -> bool {
+        self.kernel.end_one(number)
+    }
+
+    /// Lets so many further starts of machines fail.
+    pub fn fail_starts(&mut self, starts: u32) {
+        self.kernel.fail_starts(starts);
+    }
+
     /// No more faults: it boots at once if it is down, and its wall clock is right.
     pub fn calm(&mut self, now_us: u64) {
         self.disk.disarm();
+        self.mend();
+        self.kernel.fail_starts(0);
         self.set_wall(0);
         self.back_us = self.back_us.min(now_us);
     }

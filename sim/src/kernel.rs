@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -37,6 +38,8 @@ struct Machine {
     deadline: Option<Duration>,
     started_ms: Option<u64>,
     reason: Option<String>,
+    /// Its supervisor was killed.
+    lost: bool,
 }
 
 impl Machine {
@@ -86,7 +89,7 @@ impl Machine {
             exclusive: self.launch.spec.exclusive,
             frozen: self.frozen,
             lease_deadline: self.deadline,
-            lost: false,
+            lost: self.lost,
             status: self.status(),
         }
     }
@@ -107,6 +110,8 @@ pub struct Running {
 #[derive(Debug, Clone, Default)]
 pub struct Kernel {
     machines: Arc<Mutex<BTreeMap<MachineId, Machine>>>,
+    /// So many further starts fail.
+    failing_starts: Arc<AtomicU32>,
 }
 
 impl Kernel {
@@ -132,6 +137,27 @@ impl Kernel {
         let machines = self.machines();
         let machine = machines.get(&id).filter(|machine| machine.up && machine.launch.spec.exclusive)?;
         machine.deadline.filter(|deadline| *deadline > boottime).map(|_| machine.launch.epoch)
+    }
+
+    /// Ends one of those that are up, together with its supervisor; `false` when there is none.
+    pub fn end_one(&self, number: u64) -> bool {
+        let mut machines = self.machines();
+        let mut up: Vec<&mut Machine> = machines.values_mut().filter(|machine| machine.up).collect();
+        let Some(at) = number.checked_rem(up.len() as u64) else { return false };
+        up[at as usize].end("its supervisor was killed");
+        up[at as usize].lost = true;
+        true
+    }
+
+    /// Lets so many further starts fail.
+    pub fn fail_starts(&self, starts: u32) {
+        self.failing_starts.store(starts, Ordering::Relaxed);
+    }
+
+    /// Whether the start under way fails.
+    fn start_fails(&self) -> bool {
+        let one_less = |left: u32| left.checked_sub(1);
+        self.failing_starts.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok()
     }
 
     /// The power goes: everything ends, disks stay.
@@ -235,8 +261,15 @@ impl Runtime for FakeRuntime {
                 return Err(RuntimeError::State { id, state: "up".to_owned(), hint });
             }
             let (launch, deadline) = (launch.clone(), launch.lease_deadline);
-            let fresh =
-                Machine { launch, up: false, frozen: Frozen::default(), deadline, started_ms: None, reason: None };
+            let fresh = Machine {
+                launch,
+                up: false,
+                frozen: Frozen::default(),
+                deadline,
+                started_ms: None,
+                reason: None,
+                lost: false,
+            };
             machines.insert(id, fresh);
             Ok(())
         })?;
@@ -259,6 +292,11 @@ impl Runtime for FakeRuntime {
             None => self.prepare(launch).await?,
         }
         sleep(START).await;
+        if self.kernel.start_fails() {
+            self.tell(id, "does not start");
+            let reason = "the program could not be started (simulated)".to_owned();
+            return Err(RuntimeError::Start { id, reason });
+        }
         let started_ms = self.clock.wall().as_millis() as u64;
         self.with(id, |machine| {
             (machine.up, machine.started_ms) = (true, Some(started_ms));

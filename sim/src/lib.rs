@@ -23,6 +23,7 @@ pub mod net;
 pub mod power;
 pub mod random;
 pub mod report;
+pub mod scenario;
 pub mod software;
 pub mod timeline;
 pub mod trace;

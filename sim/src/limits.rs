@@ -28,5 +28,11 @@ pub const FAILURES_LISTED_MAX: usize = 20;
 pub const SEEDS_MAX: u64 = 10_000_000;
 /// Most runs at once.
 pub const JOBS_MAX: u64 = 256;
+/// Most lines of a scenario.
+pub const SCENARIO_LINES_MAX: usize = 10_000;
+/// Most bytes of a scenario.
+pub const SCENARIO_BYTES_MAX: usize = 1 << 20;
+/// Most hosts of a scenario.
+pub const SCENARIO_NODES_MAX: u64 = 100;
 /// Names of machines that a replay remembers, to say which there were.
 pub const NAMES_MAX: usize = 200;

@@ -13,6 +13,7 @@ mod logs;
 
 use commands::replay::Replay;
 use commands::run::Run;
+use commands::scenario::RunScenario;
 use commands::shrink::Shrink;
 use commands::swarm::Swarm;
 
@@ -33,6 +34,8 @@ enum Command {
     Replay(Replay),
     /// Look for a smaller run of a seed that fails in the same way
     Shrink(Shrink),
+    /// Run a script of faults and expectations, and record beside it what held
+    Scenario(RunScenario),
 }
 
 fn main() -> ExitCode {
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Command::Swarm(swarm) => swarm.go(),
         Command::Replay(replay) => replay.go(),
         Command::Shrink(shrink) => shrink.go(),
+        Command::Scenario(scenario) => scenario.go(),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -4,24 +4,28 @@
 //! numbers; a packet takes at least one quantum, so the order decides nothing. Safety is checked throughout; in the
 //! calm at the end no fault happens, and what the software promises then (its verdict) is demanded.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::actor::{HostId, Software};
+use crate::actor::{HostId, Moment, Software};
 use crate::ambient::{self, Ambient, within};
 use crate::disk::Loss;
 use crate::faults::{Action, Faults, Plan, Skip};
-use crate::host::{End, Host, Surroundings};
+use crate::host::{End, Host, Step, Surroundings};
 use crate::invariants::{one_owner, takeovers};
 use crate::limits::{HOSTS_MAX, QUANTUM_US, RUN_MAX};
 use crate::net::{Net, Weather};
 use crate::random;
 use crate::report::Report;
+use crate::scenario::{self as script, Cast, Deed, Expectation, Step as ScriptStep};
 use crate::trace::Trace;
+
+/// A daemon that ended by itself is started again after so long, as its unit does.
+const EXIT_RESTART_US: u64 = 1_000_000;
 
 /// What a run is of.
 #[derive(Debug, Clone)]
@@ -77,6 +81,9 @@ pub struct World {
     plan: Plan,
     tally: BTreeMap<&'static str, u64>,
     now_us: u64,
+    script: VecDeque<ScriptStep>,
+    /// The leader that the script spoke of last.
+    last_leader: Option<HostId>,
 }
 
 fn micros(time: Duration) -> u64 {
@@ -109,7 +116,21 @@ impl World {
         let net = Net::new(random::stream(seed, "net", &[]), trace.clone());
         let calm_us = micros(config.length - config.calm);
         let around = Surroundings { seed, hosts: config.hosts, calm_us, net, trace, software };
-        Ok(World { config, around, hosts, plan, tally: BTreeMap::new(), now_us: 0 })
+        Ok(World {
+            config,
+            around,
+            hosts,
+            plan,
+            tally: BTreeMap::new(),
+            now_us: 0,
+            script: VecDeque::new(),
+            last_leader: None,
+        })
+    }
+
+    /// Does this as well, in order of time.
+    pub fn with_script(self, script: impl IntoIterator<Item = ScriptStep>) -> Self {
+        World { script: script.into_iter().collect(), ..self }
     }
 
     /// Runs to the end.
@@ -122,10 +143,12 @@ impl World {
             for action in self.plan.due(self.now_us) {
                 self.act(&action);
             }
+            self.follow_script();
             self.quantum();
         }
         self.calm();
         while self.now_us < end_us && !self.around.trace.is_broken() {
+            self.follow_script();
             self.quantum();
         }
         self.finish()
@@ -142,10 +165,17 @@ impl World {
             if host.is_due(from_us) {
                 host.boot(from_us, &self.around);
             }
-            if !host.step(from_us, to_us, &self.around.trace) {
-                let back_us = to_us + self.plan.downtime_us();
-                host.end(to_us, End::CutByDisk, back_us, &self.around);
-                self.count("cuts");
+            match host.step(from_us, to_us, &self.around.trace) {
+                Step::Goes => {}
+                Step::CutByDisk => {
+                    let back_us = to_us + self.plan.downtime_us();
+                    host.end(to_us, End::CutByDisk, back_us, &self.around);
+                    self.count("cuts");
+                }
+                Step::Exited => {
+                    host.end(to_us, End::Daemon, to_us + EXIT_RESTART_US, &self.around);
+                    self.count("exits");
+                }
             }
         }
         self.now_us = to_us;
@@ -167,6 +197,53 @@ impl World {
                 self.around.trace.violation(now_us, &found);
             }
         }
+    }
+
+    /// Does and judges what the script says for now.
+    fn follow_script(&mut self) {
+        while let Some(step) = self.script.pop_front_if(|step| step.at_us <= self.now_us) {
+            let complaint = match &step.what {
+                script::What::Do(deed) => self.perform(deed).err(),
+                script::What::Expect(expectation) => self.judge(expectation),
+            };
+            if let Some(complaint) = complaint {
+                self.around.trace.violation(self.now_us, &format!("scenario: {}: {complaint}", step.text));
+            }
+        }
+    }
+
+    fn perform(&mut self, deed: &Deed) -> Result<(), String> {
+        let hosts: Vec<HostId> = self.hosts.iter().map(Host::id).collect();
+        let leader = self.leader();
+        let actions = Cast { hosts: &hosts, leader }.actions(deed)?;
+        if deed.names_leader() {
+            self.last_leader = leader;
+        }
+        actions.iter().for_each(|action| self.act(action));
+        Ok(())
+    }
+
+    fn up(&self) -> Vec<HostId> {
+        self.hosts.iter().filter(|host| host.is_up()).map(Host::id).collect()
+    }
+
+    fn leader(&self) -> Option<HostId> {
+        let up = self.up();
+        self.observe(|software| software.leader(&up))
+    }
+
+    /// Asks the software as its observer, who draws from a stream of its own.
+    fn observe<T>(&self, ask: impl FnOnce(&dyn Software) -> T) -> T {
+        let mut observer = Ambient::new(0, random::stream(self.config.seed, "observer", &[self.now_us]));
+        within(&mut observer, self.now_us, || ask(&*self.around.software))
+    }
+
+    fn judge(&self, expectation: &Expectation) -> Option<String> {
+        let hosts: Vec<HostId> = self.hosts.iter().map(Host::id).collect();
+        let (up, leader) = (self.up(), self.leader());
+        let cast = Cast { hosts: &hosts, leader };
+        let moment = Moment { now_us: self.now_us, up: &up, cast, last_leader: self.last_leader };
+        self.observe(|software| software.expect(expectation, &moment))
     }
 
     fn act(&mut self, action: &Action) {
@@ -195,6 +272,33 @@ impl World {
                 self.host(*id).set_wall(*offset_us);
                 self.count("jumps");
             }
+            Action::SlowDisk(..) | Action::FillDisk(..) | Action::FailSyncs(..) | Action::MendDisk(_) => {
+                self.disk(action);
+            }
+            Action::EndMachine(id, number) => {
+                let ended = self.host(*id).end_machine(*number);
+                self.tally.entry("machine-deaths").and_modify(|n| *n += u64::from(ended)).or_insert(u64::from(ended));
+            }
+            Action::FailStarts(id, starts) => self.host(*id).fail_starts(*starts),
+        }
+    }
+
+    fn disk(&mut self, action: &Action) {
+        match action {
+            Action::SlowDisk(id, sync_us) => {
+                self.host(*id).set_sync(*sync_us);
+                self.count("slow-disks");
+            }
+            Action::FillDisk(id, room_bytes) => {
+                self.host(*id).disk().fill(*room_bytes);
+                self.count("full-disks");
+            }
+            Action::FailSyncs(id, syncs) => {
+                self.host(*id).disk().fail_syncs(*syncs);
+                self.count("failed-syncs");
+            }
+            Action::MendDisk(id) => self.host(*id).mend(),
+            _ => {}
         }
     }
 

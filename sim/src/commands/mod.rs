@@ -23,6 +23,7 @@ use smartnode_sim::world::{Config, RunError, World};
 pub mod child;
 pub mod replay;
 pub mod run;
+pub mod scenario;
 pub mod shrink;
 pub mod swarm;
 
@@ -40,7 +41,7 @@ pub struct Settings {
     /// Hosts
     #[arg(long, default_value_t = 3)]
     pub nodes: u64,
-    /// What may go wrong: all, none, or a list such as loss,crash
+    /// What may go wrong: all, usual, none, or a list such as loss,crash
     #[arg(long, default_value = "all")]
     pub faults: Faults,
     /// What runs on the hosts

@@ -27,6 +27,8 @@ use crate::software::budget::Budget;
 
 /// Clients write for so long into the calm, and then let the copies come together.
 const WRITES_IN_CALM_US: u64 = 8_000_000;
+/// An acknowledgement this old is none of lately.
+const LATELY_US: u64 = 2_000_000;
 /// Pause between two operations of one client.
 const PAUSE: Duration = Duration::from_millis(120);
 /// One operation in so many is a linearizable read of what was acknowledged.
@@ -252,6 +254,20 @@ impl History {
         if let Some(found) = ledger.read(|state| acknowledged::check(state, newest.iter())) {
             boot.recorder.violation(&format!("I2: a linearizable read {found}"));
         }
+    }
+
+    /// Who leads as the newest term among these has it.
+    pub fn leader(&self, up: &[HostId]) -> Option<HostId> {
+        let book = self.book();
+        let views = up.iter().filter_map(|host| book.ledgers.get(host)).map(Ledger::status);
+        let newest = views.filter(|view| view.leader.is_some()).max_by_key(|view| view.term)?;
+        let leads = |ledger: &Ledger| Some(ledger.node()) == newest.leader;
+        book.ledgers.iter().find(|(_, ledger)| leads(ledger)).map(|(host, _)| *host)
+    }
+
+    /// Whether a write through this host was acknowledged lately.
+    pub fn has_written(&self, host: HostId, now_us: u64) -> bool {
+        self.book().last_us.get(&host).is_some_and(|at_us| at_us + LATELY_US > now_us)
     }
 
     /// After the calm: what does not hold of the hosts in `up`.

@@ -103,10 +103,16 @@ impl Software for Ledgers {
     fn boot(&self, boot: Boot) -> BoxFuture<()> {
         let (cluster, history) = (self.cluster.clone(), self.history.clone());
         Box::pin(async move {
+            let failures = boot.disk.counts().failures;
             let (_transport, ledger) = match start(&cluster, &boot).await {
                 Ok(started) => started,
                 Err(error) if !boot.has_power() => {
                     return boot.recorder.event(format_args!("died starting: {error:#}"));
+                }
+                // A disk that fails ends the program; whoever watches over it starts it again.
+                Err(error) if boot.disk.counts().failures > failures => {
+                    boot.recorder.event(format_args!("does not start: {error:#}"));
+                    return boot.exit.leave();
                 }
                 Err(error) => return boot.recorder.violation(&format!("does not start: {error:#}")),
             };
@@ -116,8 +122,18 @@ impl Software for Ledgers {
                     tokio::time::sleep(std::time::Duration::from_secs(1)).await;
                 }
             }
-            history.follow(&boot, ledger).await;
-            std::future::pending::<()>().await;
+            let work = async {
+                history.follow(&boot, ledger.clone()).await;
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                biased;
+                reason = ledger.halted() => {
+                    boot.recorder.event(format_args!("the ledger has stopped: {reason}"));
+                    boot.exit.leave();
+                }
+                () = work => {}
+            }
         })
     }
 

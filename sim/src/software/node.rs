@@ -29,10 +29,11 @@ use smartnode::node::founding::{self, Own};
 use smartnode::node::{Node, NodeConfig, Parts};
 use tokio::time::sleep;
 
-use crate::actor::{Boot, HostId, Software};
+use crate::actor::{Boot, HostId, Moment, Software};
 use crate::invariants::converged::{self, View};
 use crate::invariants::takeovers::Takeover;
 use crate::net::address;
+use crate::scenario::Expectation;
 use crate::software::budget::Budget;
 use crate::software::cluster::PORT;
 use crate::software::history::History;
@@ -114,6 +115,41 @@ impl Nodes {
         up.iter().filter_map(view).collect()
     }
 
+    /// What does not hold of an expectation; an error when it speaks of somebody who is not there.
+    fn judge(&self, expectation: &Expectation, moment: &Moment<'_>) -> Result<Option<String>, String> {
+        let Moment { now_us, up, cast, last_leader } = *moment;
+        Ok(match expectation {
+            Expectation::Leader(other) => match cast.leader {
+                None => Some("nobody leads".to_owned()),
+                Some(leader) if *other && Some(leader) == last_leader => Some(format!("{leader} leads still")),
+                Some(_) => None,
+            },
+            Expectation::Writes(who, wanted) => {
+                let hosts = cast.hosts(who, None)?;
+                let wrong = hosts.into_iter().find(|host| self.history.has_written(*host, now_us) != *wanted);
+                wrong.map(|host| format!("{host} {}", if *wanted { "writes nothing" } else { "writes" }))
+            }
+            Expectation::Voters(count) => {
+                let voters = self.history.ledger(up).map_or(0, |ledger| ledger.status().voters.len());
+                (voters != *count).then(|| format!("{voters} vote"))
+            }
+            Expectation::Sees(who, whom, wanted) => {
+                let views = self.views(up);
+                let (who, whom) = (cast.hosts(who, Some(whom))?, cast.hosts(whom, Some(who))?);
+                let pairs = who.iter().flat_map(|one| whom.iter().map(move |other| (one, other)));
+                let sees = |one: &HostId, other: &HostId| {
+                    Some(views.get(one)?.alive.contains(&views.get(other).map(|view| view.node)?))
+                };
+                let mut wrong = pairs.filter(|(one, other)| one != other && sees(one, other) != Some(*wanted));
+                wrong.next().map(|(one, other)| format!("{one} {} {other}", if *wanted { "misses" } else { "sees" }))
+            }
+            Expectation::Machines => {
+                let ledger = self.history.ledger(up).ok_or("nobody has a ledger")?;
+                self.operators.verdict(up, &ledger).into_iter().next()
+            }
+        })
+    }
+
     fn token(&self) -> Option<JoinToken> {
         self.token.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -187,9 +223,16 @@ impl Nodes {
         }
         self.members().insert(boot.host, node.context().membership.clone());
         let ledger = node.context().ledger.clone();
-        tokio::join!(self.history.follow(boot, ledger.clone()), self.operators.work(boot, &ledger));
-        std::future::pending::<()>().await;
-        Ok(())
+        let work = async {
+            tokio::join!(self.history.follow(boot, ledger.clone()), self.operators.work(boot, &ledger));
+            std::future::pending::<()>().await;
+        };
+        // The daemon ends when its ledger has stopped, and is started again.
+        tokio::select! {
+            biased;
+            reason = ledger.halted() => Err(anyhow::anyhow!("the ledger has stopped: {reason}")),
+            () = work => Ok(()),
+        }
     }
 }
 
@@ -197,11 +240,14 @@ impl Software for Nodes {
     fn boot(&self, boot: Boot) -> BoxFuture<()> {
         let this = self.clone();
         Box::pin(async move {
+            let failures = boot.disk.counts().failures;
             if let Err(error) = this.run(&boot).await {
-                match boot.has_power() {
-                    true => boot.recorder.violation(&format!("the node does not start: {error:#}")),
-                    false => boot.recorder.event(format_args!("died starting: {error:#}")),
+                // What a disk that fails does to a node is to end it; without such a reason it must go on.
+                if boot.has_power() && boot.disk.counts().failures == failures {
+                    boot.recorder.violation(&format!("the node ends: {error:#}"));
                 }
+                boot.recorder.event(format_args!("the daemon ends: {error:#}"));
+                boot.exit.leave();
             }
         })
     }
@@ -223,6 +269,14 @@ impl Software for Nodes {
 
     fn takeovers(&self) -> Vec<Takeover> {
         self.history.takeovers()
+    }
+
+    fn leader(&self, up: &[HostId]) -> Option<HostId> {
+        self.history.leader(up)
+    }
+
+    fn expect(&self, expectation: &Expectation, moment: &Moment<'_>) -> Option<String> {
+        self.judge(expectation, moment).unwrap_or_else(Some)
     }
 
     fn counts(&self) -> BTreeMap<&'static str, u64> {

@@ -58,7 +58,7 @@ fn what_is_out_of_bounds_is_refused_with_the_value() {
     let refusals = [
         ("--seed 1 --nodes 0", "the number of nodes is 0, allowed are 1 to 10000"),
         ("--seed 1 --seconds 5", "the length of the run is 5s"),
-        ("--seed 1 --faults gremlins", "\"gremlins\" is no fault; known are all, none, loss"),
+        ("--seed 1 --faults gremlins", "\"gremlins\" is no fault; known are all, usual, none, loss"),
         ("--seed x", "invalid value 'x'"),
     ];
     for (arguments, reason) in refusals {

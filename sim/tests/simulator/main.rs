@@ -4,4 +4,5 @@ mod determinism;
 mod guards;
 mod reading;
 mod runs;
+mod scenarios;
 mod swarm;
