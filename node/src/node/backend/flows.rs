@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use fabric::ids::NodeId;
+use fabric::ids::{MachineId, NodeId};
 use fabric::model::{MachineRecord, Name, Role};
 use fabric::rpc::{Peer, Refusal};
 use fabric::wire;
@@ -159,6 +159,23 @@ fn destination(context: &Context, record: &MachineRecord, owner: NodeId, to: Opt
     }
 }
 
+/// Where a machine of `node` could move; `not-found` when it is there no more. A worker asks a voter: it is not told of
+/// other nodes.
+async fn room(context: &Context, record: &MachineRecord, node: NodeId) -> std::result::Result<NodeId, Refusal> {
+    if context.role == Role::Worker {
+        let question = wire::encode(&RoomAskV1 { machine: record.id });
+        return Ok(context.ask_voters::<RoomAnswerV1>(ROOM, question).await?.node);
+    }
+    room_here(context, record.id, node)
+}
+
+fn room_here(context: &Context, machine: MachineId, node: NodeId) -> std::result::Result<NodeId, Refusal> {
+    let record = context.ledger.read(|state| state.machines.get(&machine).cloned());
+    let owned = record.filter(|record| record.placement.is_some_and(|placement| placement.node == node));
+    let record = owned.ok_or_else(|| Refusal::new("not-found", "the node does not own this machine"))?;
+    Ok(destination(context, &record, node, None)?)
+}
+
 /// Serves [`ROOM`].
 ///
 /// # Errors
@@ -166,10 +183,7 @@ fn destination(context: &Context, record: &MachineRecord, owner: NodeId, to: Opt
 pub async fn serve_room(late: Late, peer: Peer, body: Vec<u8>) -> std::result::Result<Vec<u8>, Refusal> {
     let context = started(&late)?;
     let ask: RoomAskV1 = asks::read(&body)?;
-    let record = context.ledger.read(|state| state.machines.get(&ask.machine).cloned());
-    let owned = record.filter(|record| record.placement.is_some_and(|placement| placement.node == peer.id));
-    let record = owned.ok_or_else(|| Refusal::new("denied", "a node asks for room for its own machines"))?;
-    let node = destination(&context, &record, peer.id, None)?;
+    let node = room_here(&context, ask.machine, peer.id)?;
     Ok(wire::encode(&RoomAnswerV1 { node }))
 }
 
@@ -182,12 +196,11 @@ async fn drain(context: &Arc<Context>, node: NodeId, progress: &Progress) -> std
             return Err(Refusal::new("cancelled", format!("{done} of {all} machines had been moved")));
         }
         progress.phase(&format!("moving {}/{}", record.tenant, record.name), done as u32 * 900 / all);
-        let to = match context.role {
-            Role::Voter => destination(context, &record, node, None)?,
-            Role::Worker => {
-                let question = wire::encode(&RoomAskV1 { machine: record.id });
-                context.ask_voters::<RoomAnswerV1>(ROOM, question).await?.node
-            }
+        let to = match room(context, &record, node).await {
+            Ok(to) => to,
+            // It went meanwhile, which is as well.
+            Err(refusal) if refusal.code == "not-found" => continue,
+            Err(refusal) => return Err(refusal),
         };
         let step = context.operations.begin("move", Some(record.tenant.clone()), record.name.as_str())?;
         let moved = moving::driver::from_anywhere(context, &record, to, &step);
