@@ -10,6 +10,8 @@ pub(super) const CLOSE_REFUSED: VarInt = VarInt::from_u32(1);
 pub(super) const CLOSE_REMOVED: VarInt = VarInt::from_u32(2);
 /// Another connection took the place of this one, or room was needed.
 pub(super) const CLOSE_SUPERSEDED: VarInt = VarInt::from_u32(3);
+/// Nothing came from the peer for too long.
+pub(super) const CLOSE_SILENT: VarInt = VarInt::from_u32(4);
 /// A stream's writer was dropped before it had finished.
 pub(super) const RESET_UNFINISHED: VarInt = VarInt::from_u32(1);
 

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 use super::{Class, Shared, fault, request};
-use crate::limits::KEEP_ALIVE;
+use crate::limits::{IDLE_TIMEOUT, KEEP_ALIVE};
 use crate::rpc::Peer;
 
 /// First byte of a datagram that only keeps the connection alive.
@@ -96,15 +96,24 @@ impl Link {
         }
     }
 
+    /// While the connection is in use: makes the peer acknowledge something now and then, and gives it up when nothing
+    /// comes back. QUIC alone waits three times as long as its last measured round trip suggests (RFC 9000, 10.1): minutes,
+    /// when the link was crowded then.
     async fn keep_alive(&self) {
+        let mut silence = Silence::default();
         loop {
-            if self.is_used() {
-                sleep(KEEP_ALIVE).await;
-                if self.is_used() {
-                    self.poke();
-                }
-            } else {
+            if !self.is_used() {
                 self.used.notified().await;
+            }
+            let before = self.connection.stats().udp_rx.datagrams;
+            sleep(KEEP_ALIVE).await;
+            let heard = self.connection.stats().udp_rx.datagrams != before;
+            // Who asks nothing any more waits for nothing.
+            if silence.lasts(heard || !self.is_used()) {
+                self.close(fault::CLOSE_SILENT, "no answer");
+            }
+            if self.is_used() {
+                self.poke();
             }
         }
     }
@@ -151,6 +160,18 @@ impl Link {
     }
 }
 
+/// How many looks in a row found that nothing had come.
+#[derive(Default)]
+struct Silence(u32);
+
+impl Silence {
+    /// Notes a look; whether the peer has been silent for `IDLE_TIMEOUT`.
+    fn lasts(&mut self, heard: bool) -> bool {
+        self.0 = if heard { 0 } else { self.0 + 1 };
+        KEEP_ALIVE * self.0 >= IDLE_TIMEOUT
+    }
+}
+
 /// Runs a connection that was installed in the pool.
 pub(super) async fn run(shared: Arc<Shared>, link: Arc<Link>) {
     let reason = link.serve(&shared).await;
@@ -159,4 +180,20 @@ pub(super) async fn run(shared: Arc<Shared>, link: Arc<Link>) {
     }
     shared.pool().remove(&link);
     tracing::debug!(peer = ?link.peer.id, class = ?link.class, reason = fault::text(&reason), "connection ended");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_is_given_up_after_looks_that_all_found_silence() {
+        let mut silence = Silence::default();
+        let looks = IDLE_TIMEOUT.as_millis().div_ceil(KEEP_ALIVE.as_millis());
+        for _ in 1..looks {
+            assert!(!silence.lasts(false));
+        }
+        assert!(silence.lasts(false));
+        assert!(!silence.lasts(true) && !silence.lasts(false));
+    }
 }

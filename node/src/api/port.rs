@@ -7,7 +7,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -158,7 +158,11 @@ async fn bind_unix(path: &Path) -> Result<UnixListener, PortError> {
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         std::fs::create_dir_all(parent).map_err(refused)?;
     }
-    if path.exists() {
+    if let Ok(there) = std::fs::symlink_metadata(path) {
+        // Whatever is no socket is somebody's.
+        if !there.file_type().is_socket() {
+            return Err(refused(std::io::ErrorKind::AlreadyExists.into()));
+        }
         if tokio::net::UnixStream::connect(path).await.is_ok() {
             return Err(PortError::SocketInUse { path: path.to_owned() });
         }

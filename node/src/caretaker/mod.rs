@@ -69,8 +69,8 @@ pub fn sweep<'a>(
                 Owner::Dead | Owner::Removed if machine.desired == Desired::Deleted => {
                     found.forget.push((machine.id, placement.epoch));
                 }
-                // A stopped machine has nothing to fail over: its disk waits for its node.
-                Owner::Dead if machine.desired == Desired::Stopped => {}
+                // A stopped machine has nothing to fail over: its disk waits for its node, and who starts it has it placed.
+                Owner::Dead | Owner::Removed if machine.desired == Desired::Stopped => {}
                 Owner::Dead | Owner::Removed => found.take.push((machine.id, placement.node, placement.epoch)),
             },
         }

@@ -38,6 +38,15 @@ fn what_is_deleted_on_a_dead_node_is_forgotten() {
 }
 
 #[test]
+fn a_stopped_machine_is_taken_from_nobody() {
+    let mut stopped = machine(1, Some(OWNER));
+    stopped.desired = Desired::Stopped;
+    for owner in [Owner::Alive, Owner::Excused, Owner::Dead, Owner::Removed] {
+        assert_eq!(swept(&[stopped.clone()], owner), Sweep::default());
+    }
+}
+
+#[test]
 fn a_dead_zone_does_not_stampede() {
     let machines: Vec<_> = (0..=255).map(|number| machine(number, Some(OWNER))).collect();
     assert_eq!(swept(&machines, Owner::Dead).take.len(), TAKEOVERS_IN_FLIGHT_MAX);

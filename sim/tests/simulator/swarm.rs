@@ -4,7 +4,8 @@ use crate::runs::command;
 
 #[test]
 fn pings_survive_a_swarm() {
-    command("swarm --software ping --seconds 30 --nodes 4 --from 100 --seeds 12").success();
+    // Bare QUIC takes minutes to give up a connection of a crowded link; the fabric's own links do not wait so long.
+    command("swarm --software ping --seconds 30 --nodes 4 --faults usual --from 100 --seeds 12").success();
 }
 
 #[test]

@@ -128,6 +128,19 @@ async fn garbage_is_answered_and_the_port_goes_on() {
 }
 
 #[tokio::test]
+#[expect(clippy::disallowed_methods, reason = "a file of somebody else")]
+async fn a_file_in_the_place_of_the_socket_is_left_alone() {
+    use crate::api::{AdminPort, PortConfig, PortError};
+    let served = Served::new().await;
+    let path = served.directory.path().join("letter.txt");
+    std::fs::write(&path, "dear reader").unwrap();
+    let config = PortConfig { socket: Some(path.clone()), ..PortConfig::default() };
+    let started = AdminPort::start(config, served.fake.clone()).await;
+    assert!(matches!(started, Err(PortError::Socket { .. })), "{started:?}");
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "dear reader");
+}
+
+#[tokio::test]
 async fn a_second_daemon_does_not_take_the_socket_and_a_dead_one_s_is_taken() {
     use crate::api::{AdminPort, PortConfig, PortError};
     let served = Served::new().await;
