@@ -57,15 +57,22 @@ fn what_a_crash_left_of_a_machine_is_removed() {
     let inside = pid(&made).unwrap().to_string();
     fs::write(group.join("freezer.state"), "FROZEN").unwrap();
     cluster.kill_daemon(0);
-    supervisors.into_iter().for_each(processes::kill);
+    // One that sees the other die would end the machine.
+    processes::kill_together(&supervisors);
     // Frozen processes do not hear that they were killed, and nobody knows of them any more.
     fs::remove_dir_all(&directory).unwrap();
-    let namespace = mounts(&Path::new("/proc").join(inside)).expect("a frozen process has its mounts");
+    let namespace = mounts(&Path::new("/proc").join(&inside)).expect("a frozen process has its mounts");
     assert!(lives(&namespace) && group.exists());
     cluster.start(0);
     cluster.wait_ready(0);
-    poll::until("its control group is gone", CLEANED, || freezer(&id).is_none().then_some(()));
+    // The machine is still wanted: its next start finds the frozen group of its last and clears it away.
+    let (again, _) = cluster.wait_machine(0, "m", "runs again", CLEANED, |machine| {
+        is_running(machine) && pid(machine).is_some_and(|pid| pid.to_string() != inside)
+    });
+    assert_eq!(again["status"]["restarts"], 0, "no start was in vain: {again}");
     poll::until("its mounts are gone with its processes", CLEANED, || (!lives(&namespace)).then_some(()));
+    cluster.cli(0, &["machine", "delete", "m", "--yes", "--wait"]).ok();
+    poll::until("its control group is gone", CLEANED, || freezer(&id).is_none().then_some(()));
 }
 
 #[test]

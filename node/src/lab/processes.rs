@@ -35,6 +35,15 @@ pub fn kill(pid: i32) {
     let _ = send(Pid::from_raw(pid), Signal::SIGKILL);
 }
 
+/// SIGKILL for all of them before any can act on the death of another.
+pub fn kill_together(pids: &[i32]) {
+    for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
+        for pid in pids {
+            let _ = send(Pid::from_raw(*pid), signal);
+        }
+    }
+}
+
 /// The control groups of the machines of the node with this data directory.
 fn groups_of(data_dir: &Path) -> Vec<Box<dyn Group>> {
     let key = fs::exists(data_dir).ok().filter(|there| *there).and_then(|_| {

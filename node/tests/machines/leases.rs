@@ -34,17 +34,17 @@ async fn observed(world: &World, id: MachineId) -> Observed {
 async fn frozen_by_order_it_stands_still_until_thawed() {
     let world = World::new();
     let id = world.start(&world.script(1, HEARTBEAT)).await;
-    until("it beats", || beats(&world, id).len() > 3).await;
+    until("it beats", async || beats(&world, id).len() > 3).await;
     world.runtime.freeze(id).await.unwrap();
     let before = beats(&world, id);
     assert_eq!(world.expect(id, MachineState::Frozen).await.state, MachineState::Frozen);
     assert!(matches!(world.runtime.exec(id, &["id".into()]).await, Err(RuntimeError::State { .. })));
     // Time passes for a machine beside it and not for this one.
     let other = world.start(&world.script(2, HEARTBEAT)).await;
-    until("the other beats", || beats(&world, other).len() > 5).await;
+    until("the other beats", async || beats(&world, other).len() > 5).await;
     assert_eq!(beats(&world, id), before);
     world.runtime.thaw(id).await.unwrap();
-    until("it beats again", || beats(&world, id).len() > before.len()).await;
+    until("it beats again", async || beats(&world, id).len() > before.len()).await;
     // A frozen machine is stopped too, without its grace.
     world.runtime.freeze(id).await.unwrap();
     world.runtime.stop(id, Duration::from_secs(60)).await.unwrap();
@@ -79,7 +79,7 @@ async fn a_lease_that_runs_out_freezes_in_time_and_a_renewal_thaws() {
     let frozen_at = boottime();
     assert!(frozen_at >= deadline - LEASE_FREEZE_MARGIN, "not before it has to");
     assert!(frozen_at < deadline - LEASE_KILL_MARGIN, "{:?} before the end", deadline - frozen_at);
-    until("the lease is long over", || boottime() > deadline + Duration::from_millis(300)).await;
+    until("the lease is long over", async || boottime() > deadline + Duration::from_millis(300)).await;
     let last = *beats(&world, id).last().unwrap();
     assert!(last <= (deadline - LEASE_KILL_MARGIN).as_secs_f64() + 0.01, "the last beat {last}, the end {deadline:?}");
     assert!(observed(&world, id).await.frozen.by_lease);
@@ -92,7 +92,7 @@ async fn a_lease_that_runs_out_freezes_in_time_and_a_renewal_thaws() {
     world.expect(id, MachineState::Running).await;
     assert_eq!(world.runtime.status(id).await.unwrap().pid, pid);
     let count = beats(&world, id).len();
-    until("it beats again", || beats(&world, id).len() > count).await;
+    until("it beats again", async || beats(&world, id).len() > count).await;
 }
 
 #[tokio::test]
@@ -103,10 +103,7 @@ async fn a_renewal_never_undoes_a_freeze_by_order_nor_a_thaw_an_expired_lease() 
     world.runtime.freeze(id).await.unwrap();
     world.runtime.renew(id, boottime() + Duration::from_millis(2_000), true).await.unwrap();
     assert_eq!(world.runtime.status(id).await.unwrap().state, MachineState::Frozen);
-    until("the lease has run out", || {
-        futures_util::FutureExt::now_or_never(world.runtime.list()).unwrap().unwrap()[0].frozen.by_lease
-    })
-    .await;
+    until("the lease has run out", async || observed(&world, id).await.frozen.by_lease).await;
     world.runtime.thaw(id).await.unwrap();
     let seen = observed(&world, id).await;
     assert!(seen.frozen.by_lease && seen.status.state == MachineState::Frozen, "{seen:?}");

@@ -27,7 +27,7 @@ async fn a_machine_starts_is_looked_into_and_leaves_nothing() {
     world.runtime.destroy(id).await.unwrap();
     assert!(matches!(world.runtime.status(id).await, Err(RuntimeError::NotFound(_))));
     assert_eq!(world.groups(), Default::default());
-    until("no process is left", || world.processes().is_empty()).await;
+    until("no process is left", async || world.processes().is_empty()).await;
     assert_eq!(std::fs::read_dir(world.data.join("machines")).unwrap().count(), 0);
     world.runtime.destroy(id).await.unwrap();
 }
@@ -62,7 +62,7 @@ async fn the_disk_outlives_a_stop_and_is_gone_after_quarantine() {
     world.runtime.stop(id, Duration::ZERO).await.unwrap();
     assert_eq!(std::fs::read_to_string(world.runtime.writable_layer(id).join("data")).unwrap(), "once\n");
     world.start(&launch).await;
-    until("the file has two lines", || {
+    until("the file has two lines", async || {
         std::fs::read_to_string(world.runtime.writable_layer(id).join("data")).unwrap() == "once\nonce\n"
     })
     .await;
@@ -82,10 +82,7 @@ async fn restart_policies_are_kept_and_counted() {
     let mut launch = world.script(1, "echo run; exit 5");
     launch.spec.restart = Restart::OnFailure;
     let id = world.start(&launch).await;
-    until("three restarts", || {
-        futures_util::FutureExt::now_or_never(world.runtime.status(id)).unwrap().unwrap().restarts >= 3
-    })
-    .await;
+    until("three restarts", async || world.runtime.status(id).await.unwrap().restarts >= 3).await;
     let status = world.runtime.status(id).await.unwrap();
     assert_eq!(status.exit_code, Some(5));
     world.runtime.stop(id, Duration::ZERO).await.unwrap();
@@ -120,7 +117,7 @@ async fn a_flood_of_output_is_rotated_and_hinders_nobody() {
     let world = World::new();
     let id = world.start(&world.script(1, "echo first >&2; yes 0123456789abcdef")).await;
     let dir = world.dir(id);
-    until("the log has been rotated", || dir.join("log.1").exists()).await;
+    until("the log has been rotated", async || dir.join("log.1").exists()).await;
     // Still obeys while it floods.
     world.runtime.freeze(id).await.unwrap();
     world.runtime.thaw(id).await.unwrap();
@@ -169,9 +166,9 @@ async fn exec_has_pipes_and_dies_with_its_caller() {
 
     let stream = world.runtime.exec(id, &["sleep".to_owned(), "1234".to_owned()]).await.unwrap();
     let runs = || world.processes().iter().any(|line| line.ends_with("sleep 1234 "));
-    until("it runs", runs).await;
+    until("it runs", async || runs()).await;
     drop(stream);
-    until("it is gone", || !runs()).await;
+    until("it is gone", async || !runs()).await;
 }
 
 /// Start latency is a budget of the product (100 ms from the request, of which the runtime has a fraction).

@@ -47,7 +47,7 @@ async fn a_machine_dies_with_its_supervisor() {
     kill(Pid::from_raw(world.supervisor(id)), Signal::SIGKILL).unwrap();
     let status = world.expect(id, MachineState::Failed).await;
     assert!(status.reason.unwrap().contains("supervisor was killed"));
-    until("no process is left", || world.processes().is_empty()).await;
+    until("no process is left", async || world.processes().is_empty()).await;
     assert_eq!(world.groups(), Default::default());
     // And it can be started again.
     world.start(&launch).await;
@@ -64,14 +64,14 @@ async fn a_frozen_machine_dies_with_its_supervisor_even_without_a_daemon() {
     // The daemon that listens is replaced by one that finds the remains only.
     world.runtime = world.new_daemon();
     kill(Pid::from_raw(supervisor), Signal::SIGKILL).unwrap();
-    until("the supervisor is gone", || {
+    until("the supervisor is gone", async || {
         let stat = std::fs::read_to_string(format!("/proc/{supervisor}/stat")).unwrap_or_default();
         stat.is_empty() || stat.contains(") Z ")
     })
     .await;
     let found = world.runtime.list().await.unwrap();
     assert_eq!(found[0].status.state, MachineState::Failed);
-    until("no process is left", || world.processes().is_empty()).await;
+    until("no process is left", async || world.processes().is_empty()).await;
     assert_eq!(world.groups(), Default::default());
 }
 
@@ -96,7 +96,7 @@ async fn a_frozen_machine_dies_with_its_supervisor_though_nobody_listens() {
     });
     // The test's runtime has one thread: joining here keeps the daemon's side from doing anything.
     assert!(quiet.join().unwrap(), "its control groups are still there");
-    until("no process is left", || world.processes().is_empty()).await;
+    until("no process is left", async || world.processes().is_empty()).await;
     world.expect(id, MachineState::Failed).await;
     // A successor is not taken for the remains.
     world.start(&world.script(1, "sleep 4321")).await;
@@ -127,7 +127,7 @@ async fn what_pid_one_leaves_behind_is_reaped_and_killed() {
     let status = world.expect(id, MachineState::Exited).await;
     assert_eq!(status.exit_code, Some(0));
     world.expect_line(id, "orphan").await;
-    until("no process is left", || world.processes().is_empty()).await;
+    until("no process is left", async || world.processes().is_empty()).await;
 }
 
 #[tokio::test]

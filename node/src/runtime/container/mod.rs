@@ -239,6 +239,8 @@ impl Runtime for ContainerRuntime {
                 watching
             }
             _ => {
+                // A crash may have left its frozen processes, and whoever joins a frozen group stands still.
+                self.shared.bury(id).await?;
                 let record = self.write_launch(launch)?;
                 self.spawn(record).await?
             }
