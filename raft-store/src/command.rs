@@ -245,8 +245,8 @@ pub enum CommandV1 {
         epoch: u64,
         /// Why, in the user's words.
         reason: String,
-        /// Not to be placed again before, Unix milliseconds.
-        not_before_ms: u64,
+        /// Not to be placed again for so long, in the cluster's time.
+        back_off_ms: u64,
     },
     /// The owner has stopped the machine and gives it up without a fault of either (a drain).
     Release {

@@ -13,6 +13,7 @@ mod network;
 pub mod snapshot;
 pub mod state;
 mod store;
+mod time;
 mod tuning;
 mod types;
 pub mod voters;

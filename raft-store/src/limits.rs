@@ -24,8 +24,8 @@ pub const PRUNED_PER_ENTRY_MAX: usize = 64;
 pub const TOMBSTONES_MAX: usize = 20_000;
 /// Levels of the tenants' tree.
 pub const TENANT_DEPTH_MAX: usize = 8;
-/// Latest back-off that an owner may ask for.
-pub const NOT_BEFORE_MAX: Duration = Duration::from_secs(3600);
+/// Longest back-off that an owner may ask for.
+pub const BACK_OFF_MAX: Duration = Duration::from_secs(3600);
 
 /// Newest feature level that this program can follow.
 pub const FEATURE_LEVEL: u32 = 1;

@@ -53,7 +53,7 @@ async fn round(context: &Context) -> bool {
         return false;
     }
     let owners = owners(context);
-    let now_ms = context.now_ms();
+    let now_ms = context.ledger.now_ms();
     let (found, records) = context.ledger.read(|state| {
         let found = sweep(context.me, now_ms, state.machines.values(), &caretakers, &owners);
         let ids = found.place.iter().chain(found.take.iter().map(|(machine, ..)| machine));
@@ -88,7 +88,7 @@ fn caretakers(context: &Context) -> BTreeSet<NodeId> {
 fn owners(context: &Context) -> BTreeMap<NodeId, Owner> {
     let members = context.membership.members();
     let members = members.borrow();
-    let now_ms = context.now_ms();
+    let now_ms = context.ledger.now_ms();
     let judge = |state: &State, node: NodeId| {
         let absent = state.nodes.get(&node).is_some_and(|record| is_absent(record, now_ms));
         if node == context.me {

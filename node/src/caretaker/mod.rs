@@ -36,8 +36,7 @@ pub struct Sweep {
     pub forget: Vec<(MachineId, u64)>,
 }
 
-/// Whether a node is away by plan at `now_ms`, by this node's wall clock. The cluster's own time is that of its last
-/// entry: without an entry it stands still, and an absence would never be over. What is proposed by this is judged again.
+/// Whether a node is away by plan at `now_ms`, the cluster's time. What is proposed by this is judged again.
 pub fn is_absent(node: &NodeRecord, now_ms: u64) -> bool {
     node.absent_until_ms.is_some_and(|until| until > now_ms)
 }

@@ -230,7 +230,7 @@ impl Context {
     pub fn inventory(&self, machine: &MachineRecord) -> Inventory {
         let (members, gossiped) = (self.membership.members(), self.gossiped());
         let members = members.borrow();
-        let (service, now_ms) = (machine.spec.labels.get(SERVICE_LABEL), self.now_ms());
+        let (service, now_ms) = (machine.spec.labels.get(SERVICE_LABEL), self.ledger.now_ms());
         self.ledger.read(|state| {
             let candidate = |record: &fabric::model::NodeRecord| {
                 let alive = record.id == self.me

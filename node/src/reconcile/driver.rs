@@ -290,9 +290,9 @@ fn unleased() -> Failure {
 /// Tells the ledger that this node could not do it: the machine is tried elsewhere, after a while that doubles.
 async fn give_back(context: &Context, record: &MachineRecord, epoch: u64, failure: Failure) -> Failure {
     let doubled = BACKOFF * 2u32.saturating_pow(record.failures.min(16));
-    let not_before_ms = context.now_ms() + doubled.min(BACKOFF_MAX).as_millis() as u64;
+    let back_off_ms = doubled.min(BACKOFF_MAX).as_millis() as u64;
     let reason = failure.refusal.message.clone();
-    let failed = Command::Failed { machine: record.id, epoch, reason, not_before_ms };
+    let failed = Command::Failed { machine: record.id, epoch, reason, back_off_ms };
     context.submit(failed).await.err().unwrap_or(failure)
 }
 

@@ -43,6 +43,7 @@ use crate::feed::{Blobs, Mine};
 use crate::network::{Network, Server};
 use crate::state::State;
 use crate::store::{AppliedEntry, LogStore, Shared, StateMachine, Store};
+use crate::time::ClusterClock;
 use crate::tuning::{self, FORWARD_QUEUE, FORWARDS_IN_FLIGHT};
 use crate::types::{Member, Raft, TC};
 
@@ -95,8 +96,8 @@ struct Inner {
     entropy: Arc<dyn Entropy>,
     surroundings: Arc<dyn Surroundings>,
     address: String,
-    /// The last stamp given to a command, Unix milliseconds.
-    stamp: AtomicU64,
+    /// The last stamp, given or applied.
+    time: Mutex<ClusterClock>,
     /// When a leader was last heard, and who a peer last said it is.
     heard: Mutex<Heard>,
     forward: mpsc::Sender<writing::Pending>,
@@ -189,7 +190,7 @@ impl Registration {
             entropy: seams.entropy.clone(),
             surroundings,
             address: config.address,
-            stamp: AtomicU64::new(0),
+            time: Mutex::default(),
             heard: Mutex::default(),
             forward,
             forwards: Arc::new(Semaphore::new(FORWARDS_IN_FLIGHT)),

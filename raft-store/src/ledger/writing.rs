@@ -4,7 +4,7 @@
 //! while others are on their way to the leader share the next request, as they then share its sync to disk.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 
 use bytes::Bytes;
 use fabric::ids::{IdempotencyKey, NodeId};
@@ -26,6 +26,7 @@ use super::{Inner, Ledger, LedgerError, leasing};
 use crate::codes;
 use crate::command::{Actor, Command, Envelope, Outcome};
 use crate::store::Shared;
+use crate::time::ClusterClock;
 use crate::tuning::{
     FORWARD_BATCH, FORWARD_BYTES, FORWARD_TIMEOUT, RELAY_AFTER, RELAYED_TIMEOUT, RETRY_MAX, RETRY_MIN,
 };
@@ -84,6 +85,16 @@ impl Ledger {
             return Err(Refusal::new(codes::LIMIT, message).into());
         }
         self.inner.write(envelope, frame).await
+    }
+
+    /// The cluster's time, Unix milliseconds: what the next entry may be stamped with. It goes on when no entry comes, and
+    /// whether or not this node's wall clock is right: what waits for a time is looked at by this.
+    pub fn now_ms(&self) -> u64 {
+        let inner = &self.inner;
+        let shown_ms = self.read(|state| state.settings.at_ms);
+        let mut clock = inner.cluster_clock();
+        clock.saw(shown_ms, inner.clock.boottime());
+        clock.now(inner.clock.wall().as_millis() as u64, inner.clock.boottime())
     }
 }
 
@@ -172,8 +183,16 @@ impl Inner {
 
     /// The leader's time for the next command: never behind the one before.
     fn next_stamp(&self) -> u64 {
-        let now = self.clock.wall().as_millis() as u64;
-        self.stamp.fetch_max(now, Ordering::Relaxed).max(now)
+        let wall_ms = self.clock.wall().as_millis() as u64;
+        self.cluster_clock().stamp(wall_ms, self.clock.boottime())
+    }
+
+    /// The cluster's time as far as this node has applied it.
+    fn cluster_clock(&self) -> MutexGuard<'_, ClusterClock> {
+        let applied_ms = self.shared.read().state.settings.at_ms;
+        let mut clock = self.time.lock().unwrap_or_else(PoisonError::into_inner);
+        clock.saw(applied_ms, self.clock.boottime());
+        clock
     }
 
     /// Judges, stamps and frames a command that this leader is about to propose.

@@ -143,8 +143,8 @@ impl State {
             Forget { machine, epoch } => self.forget(actor.node, *machine, *epoch),
             Place { items } => self.place(items),
             Confirm { machine, epoch } => self.confirm(actor.node, *machine, *epoch),
-            Failed { machine, epoch, reason, not_before_ms } => {
-                self.failed(actor.node, *machine, *epoch, reason, *not_before_ms)
+            Failed { machine, epoch, reason, back_off_ms } => {
+                self.failed(actor.node, *machine, *epoch, reason, *back_off_ms)
             }
             Release { machine, epoch } => self.release(actor.node, *machine, *epoch),
             Takeover { machine, epoch, from, candidates, judged_term, .. } => {

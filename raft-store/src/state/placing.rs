@@ -12,7 +12,7 @@ use super::cluster::millis;
 use super::{State, clip, words};
 use crate::codes;
 use crate::command::{Outcome, PlaceItem, PlaceResult};
-use crate::limits::{NOT_BEFORE_MAX, REASON_BYTES_MAX};
+use crate::limits::{BACK_OFF_MAX, REASON_BYTES_MAX};
 
 /// The two ends of a move whose destination has not reported the machine running: (owner, the other one).
 pub(super) fn unsettled(placement: &Placement) -> Option<(NodeId, NodeId)> {
@@ -244,7 +244,7 @@ impl State {
         id: MachineId,
         epoch: u64,
         reason: &str,
-        not_before_ms: u64,
+        back_off_ms: u64,
     ) -> Result<Outcome, Refusal> {
         let (machine, placement) = self.owned_placement(actor, id, epoch)?;
         let pinned = machine.spec.pinned == Some(actor);
@@ -254,11 +254,11 @@ impl State {
         if let (Some(other), false) = (back, stays) {
             self.hand_over(id, other, Some(Previous { node: actor, epoch }), false);
         }
-        let latest = self.now_ms().saturating_add(millis(NOT_BEFORE_MAX));
+        let not_before_ms = self.now_ms().saturating_add(back_off_ms.min(millis(BACK_OFF_MAX)));
         let reason = clip(reason, REASON_BYTES_MAX);
         self.change_machine(id, |machine| {
             machine.failures = machine.failures.saturating_add(1);
-            machine.not_before_ms = not_before_ms.min(latest);
+            machine.not_before_ms = not_before_ms;
             machine.waiting = Some(reason);
             match &mut machine.placement {
                 Some(placement) if stays => placement.moving = None,

@@ -29,7 +29,7 @@ impl NodeBackend {
             ttl_ms: new.ttl_ms,
         };
         self.write(write, command).await?;
-        let now_ms = self.context.now_ms();
+        let now_ms = self.context.ledger.now_ms();
         let recorded = self.context.ledger.read(|state| state.tokens.get(&token.id).map(token_view));
         let view = recorded.unwrap_or(TokenView {
             id: token.id,
@@ -58,7 +58,7 @@ impl NodeBackend {
     }
 
     pub(super) fn tokens(&self, query: &Query) -> Page<TokenView> {
-        let now_ms = self.context.now_ms();
+        let now_ms = self.context.ledger.now_ms();
         let live: Vec<TokenView> = self
             .context
             .ledger

@@ -7,8 +7,8 @@ fn refused(result: &PlaceResult) -> (&str, &str) {
     }
 }
 
-fn failed(n: u8, epoch: u64, not_before_ms: u64) -> Command {
-    Command::Failed { machine: machine_id(n), epoch, reason: "no such program".into(), not_before_ms }
+fn failed(n: u8, epoch: u64, back_off_ms: u64) -> Command {
+    Command::Failed { machine: machine_id(n), epoch, reason: "no such program".into(), back_off_ms }
 }
 
 fn release(n: u8, epoch: u64) -> Command {
@@ -96,7 +96,7 @@ fn a_failed_machine_waits_and_goes_elsewhere() {
     world.create(1, spec(GIB));
     world.place(1, &[2]);
     assert_eq!(world.no_from(3, failed(1, 1, 0)), codes::DENIED, "only the owner knows");
-    world.ok_from(2, failed(1, 1, world.at_ms + 5_000));
+    world.ok_from(2, failed(1, 1, 5_000));
     let machine = world.machine(1);
     assert_eq!((machine.failures, machine.waiting.as_deref()), (1, Some("no such program")));
     assert_eq!(refused(&world.place(1, &[3])).0, codes::TOO_EARLY);
@@ -117,7 +117,7 @@ fn a_failed_machine_waits_and_goes_elsewhere() {
 fn a_pinned_machine_that_failed_stays_where_it_is_pinned() {
     let mut world = World::new();
     world.run(1, MachineSpec { pinned: Some(node_id(2)), ..spec(GIB) }, 2);
-    world.ok_from(2, failed(1, 1, world.at_ms + 1000));
+    world.ok_from(2, failed(1, 1, 1000));
     assert_eq!((world.placement(1).node, world.placement(1).epoch), (node_id(2), 1));
     assert_eq!(world.machine(1).failures, 1);
 }

@@ -125,11 +125,11 @@ fn machine_command() -> impl Strategy<Value = Command> {
             items: items.iter().map(|(n, epoch, candidates)| item(*n, *epoch, candidates)).collect()
         }),
         3 => (m(), epoch()).prop_map(|(machine, epoch)| Confirm { machine, epoch }),
-        2 => (m(), epoch(), any::<u64>()).prop_map(|(machine, epoch, not_before_ms)| Failed {
+        2 => (m(), epoch(), any::<u64>()).prop_map(|(machine, epoch, back_off_ms)| Failed {
             machine,
             epoch,
             reason: "it broke".into(),
-            not_before_ms: not_before_ms % 2_000_000
+            back_off_ms: back_off_ms % 2_000_000
         }),
         1 => (m(), epoch()).prop_map(|(machine, epoch)| Release { machine, epoch }),
         4 => (small(), epoch(), small(), candidates(), 1u64..3)
