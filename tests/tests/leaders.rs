@@ -179,51 +179,73 @@ enum Victim {
     Leader,
 }
 
-fn kill_during_a_move(victim: Victim, tag: &str) {
+/// The phases of a move that are seen from outside, each of which somebody dies in.
+const PHASES: [&str; 6] = ["reserve", "sync", "stop", "final delta", "switch", "starting there"];
+
+/// Kills a daemon as soon as a move has reached each of its phases, one move a phase, and starts it again.
+fn kill_during_moves(victim: Victim, tag: &str) {
     let mut cluster = Cluster::of(3, tag);
     cluster.pack(0);
     let made = cluster.create(0, "m", &["--restart", "always"], COUNT);
-    let from = owner(&made).unwrap();
     cluster.exec(0, "m", &["/bin/dd", "if=/dev/urandom", "of=/blob", "bs=1048576", "count=32"]).ok();
-    let last = *cluster.counted(0, "m").last().expect("it has counted");
-    let leader = cluster.leader(0);
-    let to = cluster.other_than(&if victim == Victim::Leader { vec![from] } else { vec![from, leader] });
-    let target = match victim {
-        Victim::Source => from,
-        Victim::Destination => to,
-        Victim::Leader => leader,
-    };
-    let witness = cluster.other_than(&[target]);
+    let mut from = owner(&made).unwrap();
+    for phase in PHASES {
+        let last = *cluster.counted(from, "m").last().expect("it has counted");
+        let leader = cluster.leader(from);
+        let to = cluster.other_than(&if victim == Victim::Leader { vec![from] } else { vec![from, leader] });
+        let target = match victim {
+            Victim::Source => from,
+            Victim::Destination => to,
+            Victim::Leader => leader,
+        };
+        let witness = cluster.other_than(&[target]);
+        let seen = kill_at(&mut cluster, phase, witness, target, to);
+        cluster.start(target);
+        cluster.wait_ready(target);
+        cluster.wait_members(3);
+        let settled = |machine: &Value| machine["placement"]["moving_to"].is_null();
+        cluster.wait_machine(witness, "m", "is settled", Duration::from_secs(60), settled);
+        let on = cluster.expect_running_once(witness, "m");
+        eprintln!("killed in phase {seen}: it ended on n{}, from n{} towards n{}", on + 1, from + 1, to + 1);
+        assert!(on == from || on == to, "n{} is neither end", on + 1);
+        cluster.expect_count_past(witness, "m", last + 10);
+        from = on;
+    }
+}
+
+/// Begins a move at `witness`, and kills `target` once the move has reached `phase` or is past it; the phase seen last.
+fn kill_at(cluster: &mut Cluster, phase: &str, witness: usize, target: usize, to: usize) -> String {
     let name = format!("n{}", to + 1);
-    cluster.cli(witness, &["machine", "move", "m", "--to", &name]).ok();
-    let moving = |machine: &Value| machine["placement"]["moving_to"].is_string() || owner(machine) == Some(to);
-    cluster.wait_machine(witness, "m", "is being moved", Duration::from_secs(10), moving);
+    let begun = cluster.cli(witness, &["machine", "move", "m", "--to", &name, "-o", "json"]).ok().json();
+    let path = format!("/v1/operations/{}", begun["id"].as_str().expect("an operation has an id"));
+    let socket = cluster.lab.host(witness).admin_socket();
+    let at = |name: &str| PHASES.iter().position(|phase| *phase == name);
+    let reached = || {
+        let operation: Value = serde_json::from_str(&http::get(&socket, &path)?).ok()?;
+        let now = operation["phase"].as_str()?.to_owned();
+        let over = operation["state"] != "running";
+        (over || at(&now) >= at(phase)).then_some(now)
+    };
+    let words = || format!("the move reaches {phase}");
+    let (seen, _) = poll::until_every(Duration::from_millis(1), Duration::from_secs(30), reached, words);
     cluster.kill_daemon(target);
-    cluster.start(target);
-    cluster.wait_ready(target);
-    cluster.wait_members(3);
-    let settled = |machine: &Value| machine["placement"]["moving_to"].is_null();
-    cluster.wait_machine(witness, "m", "is settled", Duration::from_secs(60), settled);
-    let on = cluster.expect_running_once(witness, "m");
-    eprintln!("it ended on n{}, having begun on n{} towards n{}", on + 1, from + 1, to + 1);
-    assert!(on == from || on == to, "n{} is neither end", on + 1);
-    cluster.expect_count_past(witness, "m", last + 10);
+    seen
 }
 
 #[test]
 #[ignore = "needs root and namespaces"]
-fn a_move_survives_its_source_s_daemon() {
-    kill_during_a_move(Victim::Source, "mvsrc");
+fn moves_survive_their_source_s_daemon_in_every_phase() {
+    kill_during_moves(Victim::Source, "mvsrc");
 }
 
 #[test]
 #[ignore = "needs root and namespaces"]
-fn a_move_survives_its_destination_s_daemon() {
-    kill_during_a_move(Victim::Destination, "mvdst");
+fn moves_survive_their_destination_s_daemon_in_every_phase() {
+    kill_during_moves(Victim::Destination, "mvdst");
 }
 
 #[test]
 #[ignore = "needs root and namespaces"]
-fn a_move_survives_the_leader() {
-    kill_during_a_move(Victim::Leader, "mvlead");
+fn moves_survive_the_leader_s_daemon_in_every_phase() {
+    kill_during_moves(Victim::Leader, "mvlead");
 }
