@@ -12,6 +12,7 @@ compile_error!(
 pub mod actor;
 pub mod ambient;
 pub mod clock;
+pub mod crowd;
 pub mod disk;
 pub mod entropy;
 pub mod faults;

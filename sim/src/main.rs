@@ -11,6 +11,7 @@ mod commands;
 mod interpose;
 mod logs;
 
+use commands::membership::RunMembership;
 use commands::replay::Replay;
 use commands::run::Run;
 use commands::scenario::RunScenario;
@@ -36,6 +37,8 @@ enum Command {
     Shrink(Shrink),
     /// Run a script of faults and expectations, and record beside it what held
     Scenario(RunScenario),
+    /// Run the membership of many nodes alone: how soon deaths are known, false ones, the cost
+    Membership(RunMembership),
 }
 
 fn main() -> ExitCode {
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Command::Replay(replay) => replay.go(),
         Command::Shrink(shrink) => shrink.go(),
         Command::Scenario(scenario) => scenario.go(),
+        Command::Membership(membership) => membership.go(),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

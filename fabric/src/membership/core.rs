@@ -521,8 +521,7 @@ impl Core {
         key
     }
 
-    /// Starts out knowing these members, as after a long life. For tests of large fabrics.
-    #[cfg(test)]
+    /// Starts out knowing these members (id, address, incarnation), as after a long life. For simulations of large fabrics.
     pub fn preload(&mut self, now: Now, members: impl Iterator<Item = (NodeId, SocketAddr, u64)>) {
         let alive =
             members.map(|(node, address, incarnation)| FocaMember::alive(Identity { node, address, incarnation }));

@@ -21,6 +21,7 @@ use smartnode_sim::trace::{Sink, Trace};
 use smartnode_sim::world::{Config, RunError, World};
 
 pub mod child;
+pub mod membership;
 pub mod replay;
 pub mod run;
 pub mod scenario;
