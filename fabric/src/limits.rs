@@ -101,8 +101,9 @@ pub const CAS_MAX: usize = 8;
 pub const TOMBSTONES_MAX: usize = 10_000;
 /// Bytes of one certificate.
 pub const CERTIFICATE_BYTES_MAX: usize = 4 * 1024;
-/// A certificate begins this long before it is issued, since clocks differ.
-pub const CERTIFICATE_BACKDATE: Duration = Duration::from_secs(300);
+/// A certificate begins this long before it is issued, since clocks differ and are set back: a member whose clock is wrong by
+/// less still takes its peers' fresh certificates. (Who joins is held to [`CLOCK_SKEW_MAX`].)
+pub const CERTIFICATE_BACKDATE: Duration = Duration::from_secs(24 * 3600);
 /// How long a handshake, ours or a peer's, may take.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A handshake that failed counts as one under way for this long.
