@@ -15,19 +15,19 @@ fn the_transport_survives_a_swarm() {
 
 #[test]
 fn the_ledger_survives_a_swarm() {
-    command("swarm --software ledger --seconds 40 --nodes 3 --faults usual --from 100 --seeds 4").success();
+    command("swarm --software ledger --seconds 40 --nodes 3 --from 100 --seeds 4").success();
 }
 
 #[test]
 fn whole_nodes_survive_a_swarm() {
-    command("swarm --software node --seconds 45 --nodes 3 --faults usual --from 100 --seeds 6").success();
+    command("swarm --software node --seconds 45 --nodes 3 --from 100 --seeds 6").success();
 }
 
 /// Those of `FOUND.md`. Later code makes other runs of them, but their shape (five nodes, a minute) is what found most.
 #[test]
 fn seeds_that_failed_stay_clean() {
     for seed in [4, 47] {
-        command(&format!("swarm --seconds 60 --nodes 5 --faults usual --from {seed} --seeds 1")).success();
+        command(&format!("swarm --seconds 60 --nodes 5 --from {seed} --seeds 1")).success();
     }
 }
 
