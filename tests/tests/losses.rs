@@ -124,7 +124,8 @@ fn what_makes_a_node_itself_is_mended_or_told() {
         cluster.stop(victim);
     }
     let list = cluster.cli(0, &["token", "list", "-o", "json"]).ok().json();
-    assert_eq!(list["items"][0]["uses_left"], 1, "a certificate is no admission: {list}");
+    let unused = |made: &serde_json::Value| made["uses_left"] == 1;
+    assert!(list["items"].as_array().unwrap().iter().any(unused), "a certificate is no admission: {list}");
 }
 
 #[test]

@@ -94,10 +94,13 @@ pub fn decide(room: &Room, look: &Look) -> Step {
     let marks = marks(look.disk.total_bytes);
     let free = look.disk.free_bytes;
     if free >= marks.high {
-        return match () {
-            () if room.full => Step::Resume,
-            () if !look.reserve && marks.reserve > 0 => Step::Reserve,
-            () => Step::Rest,
+        let lacks_reserve = !look.reserve && marks.reserve > 0;
+        return if room.full {
+            Step::Resume
+        } else if lacks_reserve {
+            Step::Reserve
+        } else {
+            Step::Rest
         };
     }
     // Without a reserve there is less to lose, and somebody is writing still when even that shrinks.

@@ -71,7 +71,7 @@ fn a_port_of_a_node_is_one_machines() {
     world.create(5, with(None, 8080));
     assert_eq!(refused(&world.place(5, &[1])).1, "port 8080 of n1 is taken by machine m1");
     // Who goes gives its ports back.
-    world.ok(move_abort(1, 7, 1));
+    world.ok(move_abort(1, 1, 7));
     assert!(matches!(world.place(5, &[1]), PlaceResult::Placed { .. }));
 }
 
