@@ -32,7 +32,7 @@ use crate::host::Host;
 use crate::images::service::{Images, Ready};
 use crate::reconcile::backoff::Retries;
 use crate::reconcile::driver::Held;
-use crate::room::Room;
+use crate::room::{self, Room};
 use crate::runtime::Runtime;
 use crate::schedule::{Candidate, Inventory};
 
@@ -253,7 +253,7 @@ impl Context {
                     declared: record.capacity,
                     free: state.free(record.id),
                     alive,
-                    full: gossip.is_some_and(|said| said.capacity.disk_bytes > 0 && said.free.disk_bytes == 0),
+                    full: gossip.is_some_and(|said| room::says_full(said)),
                     taken: state.taken_port(&machine.spec, machine.id, record.id).map(|(port, by)| (port, by.clone())),
                     closed: record.cordoned || record.draining || caretaker::is_absent(record, now_ms),
                     has_image: gossip.is_some_and(|said| said.images.contains(&machine.image)),

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use fabric::human;
 use fabric::ids::MachineId;
+use fabric::model::{Capacity, NodeState};
 
 use crate::api::failure::Failure;
 use crate::host::DiskSpace;
@@ -39,6 +40,12 @@ impl Room {
         Failure::new("disk-full", format!("the disk of {node} is nearly full"))
             .hint("delete machines that fill it, or make room in its data directory")
     }
+}
+
+/// Whether a node says by gossip that its disk is full: it has no free disk, and something else free. (One that does not
+/// know its own record yet says that nothing is free.)
+pub fn says_full(said: &NodeState) -> bool {
+    said.capacity.disk_bytes > 0 && said.free.disk_bytes == 0 && said.free != Capacity::default()
 }
 
 /// Where the lines are drawn on a disk of `total` bytes.
