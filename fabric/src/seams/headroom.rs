@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use redb::StorageBackend;
 use redb::backends::FileBackend;
@@ -57,8 +58,11 @@ impl Headroom {
         // More than is needed now, so that not every write asks for more.
         let target = end.saturating_add(2 * self.bytes);
         let (Ok(at), Ok(length)) = (i64::try_from(*allocated), i64::try_from(target - *allocated)) else { return };
-        if fallocate(&self.file, FallocateFlags::FALLOC_FL_KEEP_SIZE, at, length).is_ok() {
-            *allocated = target;
+        match fallocate(&self.file, FallocateFlags::FALLOC_FL_KEEP_SIZE, at, length) {
+            Ok(()) => *allocated = target,
+            // It never can.
+            Err(Errno::EOPNOTSUPP) => *allocated = u64::MAX,
+            Err(_) => {}
         }
     }
 }
