@@ -3,7 +3,6 @@
 //! Others write to the same file system, and one of them may fill it between two looks of whoever watches. So the blocks
 //! that the file will need next are allocated ahead: it can go on for a while on a full disk. On a file system that cannot
 //! do that, or has no room for it, the file is what it would be without.
-#![expect(clippy::disallowed_methods, reason = "stands in front of a real file")]
 
 use std::fs::File;
 use std::io;
