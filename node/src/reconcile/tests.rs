@@ -161,7 +161,7 @@ fn on_a_full_disk_nothing_starts_and_who_filled_it_stops() {
     let full = Room { full: true, held: BTreeSet::new() };
     for phase in [Phase::Down, Phase::Lost] {
         assert_eq!(decided_in(&full, mine.clone(), Some(local(1, phase))), []);
-        assert_eq!(decided_in(&Room::default(), mine.clone(), Some(local(1, phase))), [start.clone()]);
+        assert_eq!(decided_in(&Room::default(), mine.clone(), Some(local(1, phase))), std::slice::from_ref(&start));
     }
     assert_eq!(decided_in(&full, mine.clone(), Some(local(1, Phase::Up))), []);
     // One that has nothing here yet is tried, so that it is refused and goes elsewhere.
