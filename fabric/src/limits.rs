@@ -138,3 +138,10 @@ pub const JOIN_BYTES_MAX: usize = 256 * 1024;
 pub const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 /// Bytes in flight of one connection.
 pub const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+
+/// Blocks that a database's file has ahead of what it needs, as a divisor of its disk.
+pub const HEADROOM_DIVISOR: u64 = 32;
+/// Most of them.
+pub const HEADROOM_BYTES_MAX: u64 = 16 << 20;
+/// A smaller disk has no room for that.
+pub const HEADROOM_DISK_BYTES_MIN: u64 = 64 << 20;

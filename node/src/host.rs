@@ -10,6 +10,8 @@ use fabric::model::Capacity;
 const RESERVE_DIVISOR: u64 = 10;
 /// The least memory that is kept from machines.
 const RESERVE_BYTES_MIN: u64 = 512 << 20;
+/// The file in the data directory that holds room in reserve.
+const RESERVE_FILE: &str = "reserve";
 
 /// How busy a host is now.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -20,12 +22,37 @@ pub struct Pressure {
     pub load_millis: u32,
 }
 
+/// A file system's room.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DiskSpace {
+    /// All of it.
+    pub total_bytes: u64,
+    /// What may still be written.
+    pub free_bytes: u64,
+}
+
 /// The host, as the node sees it.
 pub trait Host: Debug + Send + Sync {
     /// Everything there is.
     fn total(&self) -> Capacity;
     /// How busy it is now.
     fn pressure(&self) -> Pressure;
+    /// The file system that machines write to; none when that is not known.
+    fn disk(&self) -> Option<DiskSpace> {
+        None
+    }
+    /// Whether room is held in reserve on it.
+    fn has_reserve(&self) -> bool {
+        false
+    }
+    /// Holds so many bytes of it in reserve; none gives the reserve up.
+    ///
+    /// # Errors
+    /// When the file system refuses; nothing is held then.
+    fn set_reserve(&self, bytes: u64) -> std::io::Result<()> {
+        let _ = bytes;
+        Ok(())
+    }
 }
 
 /// What a host of `total` offers to machines.
@@ -85,6 +112,36 @@ impl Host for ThisHost {
             load_millis: load_millis(&proc_file("loadavg"), self.cores).unwrap_or(0),
         }
     }
+
+    fn disk(&self) -> Option<DiskSpace> {
+        let fs = nix::sys::statvfs::statvfs(&self.data_dir).ok()?;
+        let bytes = |blocks: u64| blocks.saturating_mul(fs.fragment_size());
+        Some(DiskSpace { total_bytes: bytes(fs.blocks()), free_bytes: bytes(fs.blocks_available()) })
+    }
+
+    fn has_reserve(&self) -> bool {
+        self.data_dir.join(RESERVE_FILE).exists()
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the reserve is room and no content: this is the seam")]
+    fn set_reserve(&self, bytes: u64) -> std::io::Result<()> {
+        use std::os::unix::fs::OpenOptionsExt;
+        let path = self.data_dir.join(RESERVE_FILE);
+        let removed = match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        };
+        if bytes == 0 {
+            return removed;
+        }
+        removed?;
+        let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        let held = rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes);
+        held.map_err(|error| {
+            let _ = std::fs::remove_file(&path);
+            error.into()
+        })
+    }
 }
 
 #[cfg(test)]
@@ -97,6 +154,23 @@ mod tests {
         assert_eq!(meminfo("MemTotal: x kB", "MemTotal"), None);
         assert_eq!(load_millis("0.50 0.1 0.1 1/2 3", 2), Some(250));
         assert_eq!(load_millis("", 2), None);
+    }
+
+    #[test]
+    fn room_is_held_and_given_up() {
+        let temporary = tempfile::tempdir().unwrap();
+        let host = ThisHost::new(temporary.path());
+        let disk = host.disk().unwrap();
+        assert!(disk.total_bytes >= disk.free_bytes && disk.total_bytes > 0);
+        host.set_reserve(0).unwrap();
+        assert!(!host.has_reserve());
+        for bytes in [1 << 20, 1 << 16] {
+            host.set_reserve(bytes).unwrap();
+            let held = std::fs::metadata(temporary.path().join(RESERVE_FILE)).unwrap();
+            assert!(host.has_reserve() && std::os::unix::fs::MetadataExt::blocks(&held) * 512 >= bytes);
+        }
+        assert!(host.set_reserve(1 << 50).is_err());
+        assert!(!host.has_reserve());
     }
 
     #[test]

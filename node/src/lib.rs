@@ -18,6 +18,7 @@ pub mod limits;
 pub mod moving;
 pub mod node;
 pub mod reconcile;
+pub mod room;
 pub mod runtime;
 pub mod schedule;
 pub mod transfer;

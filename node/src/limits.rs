@@ -54,5 +54,19 @@ pub const CLIENT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub const CLIENT_TIMEOUT: Duration = Duration::from_secs(65);
 /// Bytes of one line of a stream.
 pub const CLIENT_LINE_BYTES_MAX: usize = 4 << 20;
+/// The room on the host's disk is looked at this often.
+pub const DISK_LOOK: Duration = Duration::from_secs(1);
+/// When no machine is to blame, machines are measured again after this: it reads their whole layers' directories.
+pub const DISK_MEASURE_REST: Duration = Duration::from_secs(30);
+/// A smaller disk is not shared out: it has no reserve, and no machine is stopped for it.
+pub const DISK_BYTES_MIN: u64 = 64 << 20;
+/// Part of the disk that is held as a reserve for the node's own files, as a divisor.
+pub const RESERVE_DIVISOR: u64 = 32;
+/// Largest reserve.
+pub const RESERVE_BYTES_MAX: u64 = 64 << 20;
+/// Part of the disk below which free space counts as none, as a divisor.
+pub const DISK_LOW_DIVISOR: u64 = 20;
+/// Free space that never counts as none.
+pub const DISK_LOW_BYTES_MAX: u64 = 1 << 30;
 /// Connections that one `machine forward` carries at once.
 pub const FORWARDS_MAX: usize = 256;

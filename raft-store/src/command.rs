@@ -182,7 +182,7 @@ pub enum CommandV1 {
         /// See [`CommandV1`].
         expected_revision: Option<u64>,
     },
-    /// Makes a machine, wanted running and not yet placed.
+    /// Makes a machine that is not yet placed.
     CreateMachine {
         /// Drawn by the caller.
         id: MachineId,
@@ -192,6 +192,8 @@ pub enum CommandV1 {
         name: Name,
         /// What it is.
         spec: Box<MachineSpec>,
+        /// The wanted state: running or stopped.
+        desired: Desired,
     },
     /// Changes the wanted state; `Deleted` is final.
     SetDesired {

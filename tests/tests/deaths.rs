@@ -89,6 +89,29 @@ fn a_dead_host_s_machine_serves_elsewhere_and_never_twice() {
     poll::stays("one copy runs", Duration::from_secs(3), || cluster.copies(&id) == [next]);
 }
 
+#[test]
+#[ignore = "needs root and namespaces"]
+fn a_dead_host_s_disk_is_kept_wherever_its_machine_went_since() {
+    let mut cluster = Cluster::of(3, "since");
+    cluster.pack(0);
+    let made = cluster.create(0, "m", &[], "echo once > /mark; while :; do sleep 1; done");
+    let (id, home) = (made["id"].as_str().unwrap().to_owned(), owner(&made).unwrap());
+    let other = cluster.other_than(&[home]);
+    cluster.kill_host(home);
+    let (next, _) = cluster.wait_elsewhere(other, "m", home, FAILOVER);
+    let last = cluster.other_than(&[home, next]);
+    cluster.cli(next, &["machine", "move", "m", "--to", &format!("n{}", last + 1), "--wait"]).ok();
+    // Whom it left by a move has nothing to keep.
+    let disk = cluster.lab.host(next).data_dir.join("machines").join(&id);
+    poll::until("the moved copy is gone", Duration::from_secs(30), || (!disk.exists()).then_some(()));
+    assert!(!cluster.quarantined(next, &id));
+    cluster.start(home);
+    cluster.wait_ready(home);
+    cluster.wait_members(3);
+    poll::until("the old copy is put aside", Duration::from_secs(30), || cluster.quarantined(home, &id).then_some(()));
+    assert_eq!(cluster.expect_running_once(home, "m"), last);
+}
+
 /// Beats of all hosts but one, the earliest.
 fn first_elsewhere(cluster: &Cluster, id: &str, home: usize) -> u64 {
     let hosts = (0..cluster.lab.hosts().len()).filter(|at| *at != home);

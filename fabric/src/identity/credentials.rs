@@ -11,7 +11,8 @@ use crate::records;
 use crate::seams::Disk;
 use crate::wire;
 
-const FILE: &str = "node.crt";
+/// The certificate's file in the data directory.
+pub const FILE: &str = "node.crt";
 
 #[derive(Archive, Serialize, Deserialize)]
 struct CertificateV1 {

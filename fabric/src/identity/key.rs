@@ -15,7 +15,8 @@ use crate::wire;
 /// Everything of a PKCS#8 v1 Ed25519 key before its seed (RFC 8410).
 const PKCS8_PREFIX: [u8; 16] = *b"\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x70\x04\x22\x04\x20";
 
-const FILE: &str = "node.key";
+/// Its file in the data directory.
+pub const FILE: &str = "node.key";
 
 #[derive(Archive, Serialize, Deserialize)]
 struct NodeKeyV1 {

@@ -19,8 +19,8 @@ use crate::ids::{Digest, NodeId};
 use crate::wire::WireError;
 
 pub use ca::CaKey;
-pub use credentials::Credentials;
-pub use key::NodeKey;
+pub use credentials::{Credentials, FILE as CERTIFICATE_FILE};
+pub use key::{FILE as KEY_FILE, NodeKey};
 pub use trust::{SharedTrust, Trust};
 
 pub(crate) use certificate::{node_of as wanted_node, server_name};

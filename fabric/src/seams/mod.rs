@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+mod headroom;
 pub mod real;
 
 /// Time. Two clocks, never mixed: one that only goes forward, one that people set.
@@ -131,18 +132,22 @@ pub fn open_database(
     cache_bytes: usize,
     prepare: impl FnOnce(&redb::Database) -> Result<(), redb::Error>,
 ) -> Result<redb::Database, redb::Error> {
-    let open = |name: &str| -> Result<redb::Database, redb::Error> {
+    let open = |name: &str, fresh: bool| -> Result<redb::Database, redb::Error> {
         let backend = Boxed(disk.storage(name)?);
+        if !fresh && redb::StorageBackend::len(&backend)? == 0 {
+            // redb would make a new one of it. What was renamed into place was never empty.
+            return Err(redb::Error::Corrupted("it is empty".into()));
+        }
         Ok(redb::Builder::new().set_cache_size(cache_bytes).create_with_backend(backend)?)
     };
     if disk.exists(name)? {
-        let database = open(name)?;
+        let database = open(name, false)?;
         prepare(&database)?;
         return Ok(database);
     }
     let fresh = format!("{name}.new");
     disk.remove(&fresh)?;
-    let database = open(&fresh)?;
+    let database = open(&fresh, true)?;
     prepare(&database)?;
     disk.rename(&fresh, name)?;
     Ok(database)

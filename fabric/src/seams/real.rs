@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use ring::rand::SecureRandom;
 
+use super::headroom::{Headroom, headroom};
 use super::{Clock, Disk, Entropy, Seams, Udp};
 
 /// Largest small file that [`Disk::read`] takes into memory.
@@ -145,8 +146,9 @@ impl Disk for Directory {
         // A sync that failed leaves pages that read well and are not on the disk. Whoever starts after it must see the disk:
         // what redb would build on such pages, the next power cut would tear apart. Advice only, so no error of it counts.
         let _ = nix::fcntl::posix_fadvise(&file, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED);
-        let backend = redb::backends::FileBackend::new(file).map_err(io::Error::other)?;
-        Ok(Box::new(backend))
+        let disk = nix::sys::statvfs::statvfs(&self.root);
+        let total = disk.map_or(0, |fs| fs.blocks().saturating_mul(fs.fragment_size()));
+        Ok(Box::new(Headroom::new(file, headroom(total))?))
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use fabric::ids::{MachineId, NodeId};
 use fabric::limits::SWEEP;
 use fabric::model::{MachineRecord, RaftRole};
-use raft_store::command::{Command, PlaceItem};
+use raft_store::command::{Command, Outcome, PlaceItem, PlaceResult};
 use raft_store::state::State;
 
 use super::{Owner, is_absent, sweep};
@@ -144,19 +144,31 @@ pub fn item(context: &Context, record: &MachineRecord) -> PlaceItem {
 }
 
 async fn take(context: &Context, record: &MachineRecord, from: NodeId, epoch: u64) -> bool {
+    let candidates = item(context, record).candidates;
+    if candidates.is_empty() && record.waiting.is_some() {
+        // It has been told why, and asking again would only write.
+        return false;
+    }
     let takeover = Command::Takeover {
         machine: record.id,
         epoch,
         from,
-        candidates: item(context, record).candidates,
+        candidates,
         judged_term: 0, // the leader judges the lease, and puts the term of its judgement here
         reason: "its node was confirmed dead".into(),
     };
     match context.submit(takeover).await {
-        Ok(_) => {
-            tracing::info!(machine = %record.name, from = %from.short(), "taken over from a dead node");
-            false
-        }
+        Ok(Outcome::Placed { items }) => match items.into_iter().next() {
+            Some(PlaceResult::Refused { refusal, .. }) => {
+                tracing::debug!(machine = %record.name, reason = %refusal.message, "no node can take it over");
+                true
+            }
+            _ => {
+                tracing::info!(machine = %record.name, from = %from.short(), "taken over from a dead node");
+                false
+            }
+        },
+        Ok(_) => false,
         Err(error) => {
             tracing::debug!(machine = %record.name, reason = %error, "not taken over yet");
             true

@@ -25,9 +25,10 @@ impl Row for Machine {
         let mut state = format!("{:?}", self.status.state).to_lowercase();
         if let Some(to) = self.placement.as_ref().and_then(|placement| placement.moving_to.as_ref()) {
             state.push_str(&format!(" (moving to {to})"));
-        } else if self.status.state != MachineState::Running
-            && let Some(why) = self.status.reason.as_ref().or(self.waiting.as_ref())
-        {
+        } else if let Some(why) = self.status.reason.as_ref().or_else(|| {
+            // What it waited for before it ran is over.
+            self.waiting.as_ref().filter(|_| self.status.state != MachineState::Running)
+        }) {
             state.push_str(&format!(" ({why})"));
         }
         vec![

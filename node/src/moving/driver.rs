@@ -177,7 +177,10 @@ async fn run(context: &Arc<Context>, record: &MachineRecord, to: NodeId, progres
     }
     let switch = Command::MoveSwitch { machine: record.id, id: marker.id, from_epoch: placement.epoch };
     let verdict = match context.submit(switch).await {
-        Ok(_) => Verdict::Switched,
+        Ok(_) => {
+            moved_away(context, marker);
+            Verdict::Switched
+        }
         // Refused or unknown: only the ledger knows which of SWITCH and ABORT came first.
         Err(failure) => {
             tracing::warn!(machine = %record.name, reason = %failure, "asking for the verdict of a move");
@@ -255,6 +258,10 @@ async fn settle(context: &Context, marker: MarkerV1) -> Verdict {
                 .ledger
                 .read(|state| verdict(state.machines.get(&marker.machine), context.me, marker.id, marker.epoch));
             if found != Verdict::Open {
+                let record = context.ledger.read(|state| state.machines.get(&marker.machine).cloned());
+                if super::moved_away(record.as_ref(), context.me, marker.epoch) {
+                    moved_away(context, marker);
+                }
                 return found;
             }
         }
@@ -263,6 +270,13 @@ async fn settle(context: &Context, marker: MarkerV1) -> Verdict {
             () = context.shutdown.cancelled() => return Verdict::Open,
             () = tokio::time::sleep(DOUBT) => {}
         }
+    }
+}
+
+/// The destination has this copy's disk. Noted before the move's own note goes; a copy without a note is kept aside.
+fn moved_away(context: &Context, marker: MarkerV1) {
+    if let Err(error) = marker::done(&*context.seams.disk, marker) {
+        tracing::warn!(%error, "a move that is done could not be noted: the copy here will be kept aside");
     }
 }
 

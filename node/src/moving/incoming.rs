@@ -103,6 +103,10 @@ pub async fn adopt(context: &Context, record: &MachineRecord, launch: &Launch) -
         }
         None => false,
     };
+    // A disk of unknown age is an old copy beside a staged one, and without one nobody knows what it is.
+    if local.as_ref().is_some_and(|local| local.image.is_none()) && !ready {
+        return Err(Failure::new("damaged", "the launch record of the disk here is missing or damaged"));
+    }
     let note = match (super::disk(note.as_ref(), ready, local.as_ref().map(|local| local.epoch), placement.epoch), note)
     {
         (Disk::Staged, Some(note)) => note,

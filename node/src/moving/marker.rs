@@ -18,6 +18,9 @@ pub const MARKERS_MAX: usize = 256;
 pub const OUT: &str = "moves-out";
 /// The destination's notes.
 pub const IN: &str = "moves-in";
+/// The source's notes of moves that are done: the copy here is not needed once the destination runs the machine. The
+/// oldest give way; a copy without its note is kept aside.
+pub const DONE: &str = "moves-done";
 
 /// One move: at the source, its verdict must be known before the machine is started again.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +86,38 @@ pub fn remove(disk: &dyn Disk, file: &str, marker: MarkerV1) -> io::Result<()> {
     disk.write(file, &wire::encode(&MarkersV1 { markers }))
 }
 
+/// Notes a move that is done, in the place of the oldest when there are too many. A damaged note is begun anew.
+///
+/// # Errors
+/// When the disk fails.
+pub fn done(disk: &dyn Disk, marker: MarkerV1) -> io::Result<()> {
+    let _alone = CHANGING.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut markers = match load(disk, DONE) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Vec::new(),
+        loaded => loaded?,
+    };
+    markers.retain(|other| other.machine != marker.machine);
+    markers.push(marker);
+    let over = markers.len().saturating_sub(MARKERS_MAX);
+    markers.drain(..over);
+    disk.write(DONE, &wire::encode(&MarkersV1 { markers }))
+}
+
+/// Removes the notes of a machine.
+///
+/// # Errors
+/// When the disk fails.
+pub fn forget(disk: &dyn Disk, file: &str, machine: MachineId) -> io::Result<()> {
+    let _alone = CHANGING.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut markers = load(disk, file)?;
+    let before = markers.len();
+    markers.retain(|other| other.machine != machine);
+    if markers.len() == before {
+        return Ok(());
+    }
+    disk.write(file, &wire::encode(&MarkersV1 { markers }))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,5 +137,22 @@ mod tests {
         assert_eq!(load(&disk, OUT).unwrap(), []);
         disk.write(OUT, b"garbage").unwrap();
         assert!(load(&disk, OUT).is_err());
+    }
+
+    #[test]
+    fn of_moves_that_are_done_the_latest_are_known() {
+        let temporary = tempfile::tempdir().unwrap();
+        let disk = Directory::open(temporary.path()).unwrap();
+        disk.write(DONE, b"garbage").unwrap();
+        let of = |number: usize| {
+            let mut id = [0; 16];
+            id[..8].copy_from_slice(&(number as u64).to_le_bytes());
+            MarkerV1 { machine: MachineId(id), id: MoveId([2; 16]), epoch: 3 }
+        };
+        (0..=MARKERS_MAX).for_each(|number| done(&disk, of(number)).unwrap());
+        let known = load(&disk, DONE).unwrap();
+        assert_eq!((known.len(), known[0], known[MARKERS_MAX - 1]), (MARKERS_MAX, of(1), of(MARKERS_MAX)));
+        forget(&disk, DONE, of(1).machine).unwrap();
+        assert_eq!(load(&disk, DONE).unwrap()[0], of(2));
     }
 }

@@ -40,6 +40,16 @@ pub fn verdict(record: Option<&MachineRecord>, me: NodeId, id: MoveId, epoch: u6
     }
 }
 
+/// Whether the record proves that the machine was moved away by the SWITCH of the source `me`, which owned it at `epoch` and
+/// had announced a move. (A takeover leaves its owner behind as well, but with a new disk.)
+pub fn moved_away(record: Option<&MachineRecord>, me: NodeId, epoch: u64) -> bool {
+    let placement = record.and_then(|record| record.placement);
+    placement.is_some_and(|placement| {
+        let from_here = placement.previous.is_some_and(|previous| (previous.node, previous.epoch) == (me, epoch));
+        from_here && placement.epoch == epoch + 1 && !placement.fresh
+    })
+}
+
 /// Where the disk of a machine is that has come here by a move which is not settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Disk {

@@ -28,6 +28,19 @@ fn a_source_that_lost_its_epoch_never_starts_the_machine() {
 }
 
 #[test]
+fn only_a_switch_of_the_source_moves_a_machine_away() {
+    let from = |node, epoch| Some(fabric::model::PreviousV1 { node, epoch });
+    let with = |placement| super::moved_away(Some(&fixtures::machine(9, Some(placement))), ME, 4);
+    let switched = Placement { confirmed: false, previous: from(ME, 4), ..fixtures::placed(THERE, 5) };
+    assert!(with(switched));
+    assert!(!with(Placement { fresh: true, ..switched }), "taken over");
+    assert!(!with(Placement { previous: None, confirmed: true, ..switched }), "nobody knows any more");
+    assert!(!with(Placement { previous: from(THERE, 4), ..switched }));
+    assert!(!with(Placement { epoch: 6, ..switched }));
+    assert!(!super::moved_away(None, ME, 4));
+}
+
+#[test]
 fn the_disk_is_where_the_move_has_left_it() {
     let note = marker::MarkerV1 { machine: fabric::ids::MachineId([9; 16]), id: MOVE, epoch: 4 };
     assert_eq!(disk(Some(&note), true, None, 5), Disk::Staged);

@@ -89,7 +89,10 @@ async fn statement(context: &Context) -> NodeState {
     }
     let mut images = context.images.held();
     images.truncate(IMAGES_TOLD_MAX);
-    let free: Capacity = context.ledger.read(|state| state.free(context.me));
+    let mut free: Capacity = context.ledger.read(|state| state.free(context.me));
+    if context.room.borrow().full {
+        free.disk_bytes = 0;
+    }
     let tombstones = context.trust.read().expect("no holder of this lock panics").digest();
     NodeState {
         node: context.me,

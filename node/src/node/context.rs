@@ -32,6 +32,7 @@ use crate::host::Host;
 use crate::images::service::{Images, Ready};
 use crate::reconcile::backoff::Retries;
 use crate::reconcile::driver::Held;
+use crate::room::{self, Room};
 use crate::runtime::Runtime;
 use crate::schedule::{Candidate, Inventory};
 
@@ -88,6 +89,10 @@ pub struct Context {
     pub lease_wanted: Notify,
     /// Machines of this node that lost their supervisor, for `reconcile` and for whoever asks how they are.
     pub retries: watch::Sender<Retries>,
+    /// What the host's disk has room for.
+    pub room: watch::Sender<Room>,
+    /// Published ports of this node's machines that could not be opened, in words.
+    pub unpublished: watch::Sender<BTreeMap<MachineId, String>>,
     /// Machines that a move works on.
     pub held: Held,
     /// When this daemon started, Unix milliseconds.
@@ -248,6 +253,8 @@ impl Context {
                     declared: record.capacity,
                     free: state.free(record.id),
                     alive,
+                    full: gossip.is_some_and(|said| room::says_full(said)),
+                    taken: state.taken_port(&machine.spec, machine.id, record.id).map(|(port, by)| (port, by.clone())),
                     closed: record.cordoned || record.draining || caretaker::is_absent(record, now_ms),
                     has_image: gossip.is_some_and(|said| said.images.contains(&machine.image)),
                     load_millis: gossip.map_or(0, |said| said.load_millis),

@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
 
-use fabric::identity::{IdentityError, NodeKey};
+use fabric::identity::{CERTIFICATE_FILE, IdentityError, KEY_FILE};
 use fabric::limits::ABSENCE;
 use fabric::model::{Capacity, Name};
 use fabric::rpc::BoxFuture;
@@ -18,13 +18,14 @@ use nix::fcntl::{Flock, FlockArg};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::asks::IMAGE;
+use super::dir::DirError;
 use super::founding::{self, FoundingError, Own};
 use super::{Node, NodeConfig, Parts, StartError, lease, local_token};
 use crate::api::failure::{Class, Failure};
 use crate::api::{AdminPort, PortConfig, PortError};
 use crate::cli::{CliError, Exit};
 use crate::config::{CA_FILE, LOCK_FILE, NodeOptions, Start};
-use crate::host::{Host, Pressure, ThisHost};
+use crate::host::{DiskSpace, Host, Pressure, ThisHost};
 use crate::images::service::ImageStore;
 use crate::runtime::Runtime;
 use crate::runtime::absent::NoMachines;
@@ -59,9 +60,8 @@ async fn run_node(options: NodeOptions, start: Start) -> Result<(), CliError> {
     become_member(&seams, &here, &options, start).await?;
     local_token::ensure(&*seams.disk, &*seams.entropy).map_err(|error| unusable(&options.data_dir, &error))?;
 
-    let key = NodeKey::load(&*seams.disk).map_err(|error| CliError::of(Exit::Failed, &error))?;
-    let key = key.ok_or_else(|| not_member(&StartError::NotMember))?;
-    let parts = parts(&options, here, key.id())?;
+    let me = super::member(&*seams.disk).map_err(|error| not_started(&error, &options.data_dir))?;
+    let parts = parts(&options, here, me)?;
     let config =
         NodeConfig { listen: options.listen, advertise: options.advertise, data_dir: options.data_dir.clone() };
     let node = Node::start(seams, parts, config).await;
@@ -147,7 +147,8 @@ async fn become_member(seams: &Seams, host: &ThisHost, options: &NodeOptions, st
         Start::Start => Ok(()),
         Start::Init => {
             let own = own(options, advertise(options, None)?)?;
-            let cluster = founding::init(seams, host, &own).map_err(|error| not_founded(&error))?;
+            let founded = founding::init(seams, host, &own);
+            let cluster = founded.map_err(|error| not_founded(&error, &options.data_dir))?;
             tracing::info!(%cluster, advertise = %own.advertise, "this node founds the cluster, or has founded it");
             Ok(())
         }
@@ -157,8 +158,8 @@ async fn become_member(seams: &Seams, host: &ThisHost, options: &NodeOptions, st
             })?;
             let peers = resolve(&peers).await?;
             let own = own(options, advertise(options, peers.first().copied())?)?;
-            let cluster =
-                founding::join(seams, host, &own, &peers, &token).await.map_err(|error| not_founded(&error))?;
+            let joined = founding::join(seams, host, &own, &peers, &token).await;
+            let cluster = joined.map_err(|error| not_founded(&error, &options.data_dir))?;
             tracing::info!(%cluster, advertise = %own.advertise, "this node is a member");
             Ok(())
         }
@@ -265,6 +266,15 @@ impl Host for NothingToOffer {
     fn pressure(&self) -> Pressure {
         self.0.pressure()
     }
+    fn disk(&self) -> Option<DiskSpace> {
+        self.0.disk()
+    }
+    fn has_reserve(&self) -> bool {
+        self.0.has_reserve()
+    }
+    fn set_reserve(&self, bytes: u64) -> std::io::Result<()> {
+        self.0.set_reserve(bytes)
+    }
 }
 
 /// Whether the ports can be had.
@@ -324,9 +334,14 @@ fn not_started(error: &StartError, data_dir: &Path) -> CliError {
         StartError::Transport(_) => {
             CliError::of(Exit::Conflict, error).hint(OTHER_PORT)
         }
-        StartError::Ledger(damage) if damage.is_damage() => CliError::of(Exit::Failed, error).hint(format!(
-            "on another node: smartnode node remove NAME --force; then here move {} aside and: smartnode join PEER --token T",
-            data_dir.display()
+        StartError::Ledger(damage) if damage.is_damage() => CliError::of(Exit::Failed, error).hint(rejoin(data_dir)),
+        StartError::Dir(DirError::Damaged { .. }) => CliError::of(Exit::Failed, error).hint(rejoin(data_dir)),
+        StartError::Missing { file: KEY_FILE } => CliError::of(Exit::Failed, error).hint(rejoin(data_dir)),
+        StartError::Missing { .. } => CliError::of(Exit::Failed, error).hint(RENEW),
+        StartError::Identity(identity) => identity_lost(error, identity, data_dir),
+        StartError::Boot(_) => CliError::of(Exit::Failed, error).hint(format!(
+            "its stamps must grow, and follow the clock: if this host's clock is right (date), rm {} and: smartnode start",
+            data_dir.join("boot").display()
         )),
         StartError::Founding(_) => CliError::of(Exit::Unreachable, error).hint("run the same command again"),
         _ => CliError::of(Exit::Failed, error),
@@ -337,7 +352,29 @@ fn port_in_use(error: &PortError) -> CliError {
     CliError::of(Exit::Conflict, error).hint(OTHER_ADMIN_PORT)
 }
 
-fn not_founded(error: &FoundingError) -> CliError {
+/// What is left to do when what makes a node itself is gone.
+fn rejoin(data_dir: &Path) -> String {
+    format!(
+        "on another node: smartnode node remove NAME --force; then here move {} aside and: smartnode join PEER --token T",
+        data_dir.display()
+    )
+}
+
+const RENEW: &str = "a new certificate is given for a token (smartnode token create, on another node): \
+     smartnode join PEER --token T; the node stays what it is";
+
+/// Files of a node's identity are damaged: without its key it is nobody, all others can be had again.
+fn identity_lost(error: &dyn std::error::Error, identity: &IdentityError, data_dir: &Path) -> CliError {
+    let told = CliError::of(Exit::Failed, error);
+    match identity {
+        IdentityError::Disk { .. } => told,
+        IdentityError::Damaged { file: KEY_FILE, .. } => told.hint(rejoin(data_dir)),
+        IdentityError::Damaged { .. } => told.hint(RENEW),
+        _ => CliError { cause: format!("{CERTIFICATE_FILE} cannot be used: {}", told.cause), ..told }.hint(RENEW),
+    }
+}
+
+fn not_founded(error: &FoundingError, data_dir: &Path) -> CliError {
     let refused = |refusal: &fabric::rpc::Refusal| {
         let failure = Failure::from(refusal.clone());
         // A token that opens nothing is a matter of rights, whatever the ledger calls it.
@@ -365,6 +402,10 @@ fn not_founded(error: &FoundingError) -> CliError {
         FoundingError::OtherCluster { .. } => {
             CliError::of(Exit::Conflict, error).hint("give this node another --data-dir, or leave that cluster first")
         }
+        FoundingError::Dir(DirError::Damaged { .. }) | FoundingError::NoKey => {
+            CliError::of(Exit::Failed, error).hint(rejoin(data_dir))
+        }
+        FoundingError::Identity(identity) => identity_lost(error, identity, data_dir),
         _ => CliError::of(Class::Internal.into(), error),
     }
 }

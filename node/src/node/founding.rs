@@ -9,7 +9,7 @@ use fabric::identity::{CaKey, Credentials, IdentityError, NodeKey, Trust};
 use fabric::ids::ClusterId;
 use fabric::limits::CERTIFICATE_TTL;
 use fabric::model::{Labels, Name, NodeRecord, Role};
-use fabric::seams::{Seams, draw};
+use fabric::seams::{Disk, Seams, draw};
 use fabric::token::JoinToken;
 use fabric::transport::join::{self, JoinError, Joiner};
 use fabric::wire;
@@ -17,6 +17,7 @@ use raft_store::command::{Actor, Ca, Command, Envelope};
 use thiserror::Error;
 
 use super::dir::{ClusterFile, DirError};
+use super::trusted;
 use crate::host::{Host, offered};
 
 /// The tenant that every cluster begins with.
@@ -57,6 +58,9 @@ pub enum FoundingError {
         /// CA of the token.
         asked: String,
     },
+    /// A member without its key is nobody.
+    #[error("node.key is missing in the data directory of a member")]
+    NoKey,
     /// No peer was named.
     #[error("name at least one peer to join")]
     NoPeer,
@@ -119,6 +123,9 @@ pub fn init(seams: &Seams, host: &dyn Host, own: &Own) -> Result<ClusterId, Foun
 
 /// Joins the cluster of the token through the first peer that answers, unless this directory is a member already.
 ///
+/// A member whose certificate is lost or damaged is given a new one: its key says who it is, so it keeps its membership, its
+/// ledger and its machines.
+///
 /// # Errors
 /// The last peer's error, when none admitted this node; nothing that counts was written then.
 pub async fn join(
@@ -129,14 +136,20 @@ pub async fn join(
     token: &JoinToken,
 ) -> Result<ClusterId, FoundingError> {
     let disk = &*seams.disk;
-    if let Some(file) = ClusterFile::load(disk)? {
-        let trust = Trust::load(disk)?.unwrap_or_default();
+    let member = ClusterFile::load(disk)?;
+    let key = match &member {
+        Some(_) => NodeKey::load(disk)?.ok_or(FoundingError::NoKey)?,
+        None => NodeKey::load_or_generate(disk, &*seams.entropy)?,
+    };
+    if let Some(file) = &member
+        && let Some(credentials) = certified(disk, &key)?
+    {
+        let trust = trusted(disk, &credentials)?;
         if !trust.cas().any(|der| fabric::ids::Digest::of(der) == token.ca) {
             return Err(FoundingError::OtherCluster { found: file.cluster, asked: token.ca.short() });
         }
         return Ok(file.cluster);
     }
-    let key = NodeKey::load_or_generate(disk, &*seams.entropy)?;
     let joiner = Joiner {
         name: own.name.clone(),
         address: own.advertise,
@@ -147,7 +160,7 @@ pub async fn join(
     let mut last = FoundingError::NoPeer;
     for peer in peers {
         match join::ask(seams, *peer, token, &key, joiner.clone()).await {
-            Ok(answer) => return enter(seams, own, key, answer),
+            Ok(answer) => return enter(seams, own, key, answer, member),
             // The cluster has heard the request and said no: other members would say the same.
             Err(error @ (JoinError::Refused(_) | JoinError::Untrusted { .. } | JoinError::Clock { .. })) => {
                 return Err(error.into());
@@ -161,11 +174,35 @@ pub async fn join(
     Err(last)
 }
 
-fn enter(seams: &Seams, own: &Own, key: NodeKey, answer: join::JoinAnswer) -> Result<ClusterId, FoundingError> {
+/// The certificate of a member; none when it is lost.
+fn certified(disk: &dyn Disk, key: &NodeKey) -> Result<Option<Credentials>, IdentityError> {
+    match Credentials::load(disk, key.clone()) {
+        Ok(loaded) => Ok(loaded),
+        Err(error @ IdentityError::Disk { .. }) => Err(error),
+        Err(error) => {
+            tracing::warn!(%error, "this member's certificate cannot be used: it asks for another");
+            Ok(None)
+        }
+    }
+}
+
+fn enter(
+    seams: &Seams,
+    own: &Own,
+    key: NodeKey,
+    answer: join::JoinAnswer,
+    member: Option<ClusterFile>,
+) -> Result<ClusterId, FoundingError> {
     let disk = &*seams.disk;
+    if let Some(file) = member.as_ref().filter(|file| file.cluster != answer.cluster) {
+        return Err(FoundingError::OtherCluster { found: file.cluster, asked: answer.cluster.to_string() });
+    }
     let credentials = Credentials::new(key, answer.certificate, answer.ca)?;
     Trust::new(answer.cas)?.save(disk)?;
     credentials.save(disk)?;
+    if member.is_some() {
+        return Ok(answer.cluster);
+    }
     let file = ClusterFile {
         cluster: answer.cluster,
         name: answer.name,

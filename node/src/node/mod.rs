@@ -25,10 +25,10 @@ use std::sync::{Arc, OnceLock};
 
 use fabric::events::Events;
 use fabric::gossip::{Gossip, GossipConfig};
-use fabric::identity::{Credentials, IdentityError, NodeKey, Trust};
+use fabric::identity::{self, Credentials, IdentityError, NodeKey, Trust};
 use fabric::ids::NodeId;
 use fabric::membership::{Membership, MembershipConfig, boot_stamp};
-use fabric::seams::Seams;
+use fabric::seams::{Disk, Seams};
 use fabric::transport::{Transport, TransportConfig, TransportError};
 use raft_store::command::Envelope;
 use raft_store::ledger::{LedgerConfig, StartError as LedgerStartError};
@@ -42,7 +42,7 @@ use crate::host::{Host, offered};
 use crate::images::service::Images;
 use crate::reconcile::driver::Held;
 use crate::runtime::Runtime;
-use crate::{caretaker, cleanup, moving, reconcile};
+use crate::{caretaker, cleanup, moving, reconcile, room};
 use backend::NodeBackend;
 use context::Context;
 use dir::{ClusterFile, DirError};
@@ -78,6 +78,15 @@ pub enum StartError {
     /// The directory is no member's.
     #[error("this data directory belongs to no cluster")]
     NotMember,
+    /// The directory is a member's, and has lost this file.
+    #[error("{file} is missing in the data directory of a member")]
+    Missing {
+        /// The file.
+        file: &'static str,
+    },
+    /// The stamp of the last start cannot be read.
+    #[error("boot in the data directory is damaged")]
+    Boot(#[source] std::io::Error),
     /// The directory cannot be used.
     #[error(transparent)]
     Dir(#[from] DirError),
@@ -119,10 +128,43 @@ struct Loaded {
 fn load(seams: &Seams) -> Result<Loaded, StartError> {
     let disk = &*seams.disk;
     let file = ClusterFile::load(disk)?.ok_or(StartError::NotMember)?;
-    let key = NodeKey::load(disk)?.ok_or(StartError::NotMember)?;
-    let credentials = Credentials::load(disk, key)?.ok_or(StartError::NotMember)?;
-    let trust = Trust::load(disk)?.ok_or(StartError::NotMember)?;
-    Ok(Loaded { file, credentials, trust, boot: boot_stamp(disk, &*seams.clock)? })
+    let key = NodeKey::load(disk)?.ok_or(StartError::Missing { file: identity::KEY_FILE })?;
+    let credentials = Credentials::load(disk, key)?;
+    let credentials = credentials.ok_or(StartError::Missing { file: identity::CERTIFICATE_FILE })?;
+    let trust = trusted(disk, &credentials)?;
+    let boot = boot_stamp(disk, &*seams.clock).map_err(|error| match error.kind() {
+        std::io::ErrorKind::InvalidData => StartError::Boot(error),
+        _ => StartError::Disk(error),
+    })?;
+    Ok(Loaded { file, credentials, trust, boot })
+}
+
+/// Whom this node trusts. A list that is lost is begun anew from the CA that issued its certificate: other CAs and removed
+/// nodes are in the ledger and at every peer, and come back from there.
+///
+/// # Errors
+/// When the disk fails.
+pub fn trusted(disk: &dyn Disk, credentials: &Credentials) -> Result<Trust, IdentityError> {
+    let lost = match Trust::load(disk) {
+        Ok(Some(trust)) => return Ok(trust),
+        Ok(None) => "it is missing".to_owned(),
+        Err(error @ IdentityError::Disk { .. }) => return Err(error),
+        Err(error) => failures::words(&error),
+    };
+    tracing::warn!(reason = %lost, "the file trust is made anew from this node's certificate");
+    let trust = Trust::new([credentials.ca.clone()])?;
+    trust.save(disk)?;
+    Ok(trust)
+}
+
+/// The member that the directory describes.
+///
+/// # Errors
+/// When it is none's, or has lost what says so.
+pub fn member(disk: &dyn Disk) -> Result<NodeId, StartError> {
+    ClusterFile::load(disk)?.ok_or(StartError::NotMember)?;
+    let key = NodeKey::load(disk)?.ok_or(StartError::Missing { file: identity::KEY_FILE })?;
+    Ok(key.id())
 }
 
 fn parse_address(text: &str) -> Result<SocketAddr, StartError> {
@@ -170,6 +212,7 @@ impl Node {
             file.save(&*seams.disk)?;
         }
 
+        let room = watch::Sender::new(room::driver::first(parts.host.disk()));
         let context = Arc::new(Context {
             me,
             name: file.name.clone(),
@@ -192,6 +235,8 @@ impl Node {
             absence: tokio::sync::Mutex::default(),
             lease_wanted: Notify::new(),
             retries: watch::Sender::default(),
+            room,
+            unpublished: watch::Sender::default(),
             held: Held::default(),
             started_ms: seams.clock.wall().as_millis() as u64,
             started: Instant::now(),
@@ -210,6 +255,7 @@ impl Node {
         tasks.spawn(reconcile::driver::run(context.clone()));
         tasks.spawn(caretaker::driver::run(context.clone()));
         tasks.spawn(lease::run(context.clone()));
+        tasks.spawn(room::driver::run(context.clone()));
         tasks.spawn(chores::tell(context.clone()));
         tasks.spawn(chores::follow_trust(context.clone()));
         tasks.spawn(copies::keep(context.clone()));

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use fabric::events::Happening;
 use fabric::ids::MachineId;
 use fabric::model::{Desired, MachineRecord};
 use raft_store::command::Command;
@@ -16,6 +17,7 @@ use tokio::time::Instant;
 use super::publish::Published;
 use super::{Action, Facts, Local, Phase, backoff, decide, lost};
 use crate::api::failure::Failure;
+use crate::moving::marker;
 use crate::node::context::Context;
 use crate::node::lease;
 use crate::runtime::{Launch, Observed};
@@ -71,6 +73,8 @@ struct Reconciler {
     busy: BTreeSet<MachineId>,
     resting: BTreeMap<MachineId, Instant>,
     absent: BTreeSet<MachineId>,
+    /// Machines of which it was told that their launch record is damaged.
+    damaged: BTreeSet<MachineId>,
     /// Look again after this.
     next: Duration,
     published: Published,
@@ -82,13 +86,14 @@ pub async fn run(context: Arc<Context>) {
     // One message per action under way, and actions are bounded by the machines of this node.
     let (done, mut finished) = mpsc::unbounded_channel();
     let (mut ledger, mut runtime) = (context.ledger.changed(), context.runtime.watch());
-    let mut renewed = context.lease.subscribe();
+    let (mut renewed, mut room) = (context.lease.subscribe(), context.room.subscribe());
     let mut reconciler = Reconciler {
         published: Published::new(context.clone()),
         context: context.clone(),
         busy: BTreeSet::new(),
         resting: BTreeMap::new(),
         absent: BTreeSet::new(),
+        damaged: BTreeSet::new(),
         next: LOOK,
         done,
     };
@@ -100,6 +105,7 @@ pub async fn run(context: Arc<Context>) {
             Some(outcome) = finished.recv() => reconciler.finished(outcome),
             _ = changed(&mut runtime) => {}
             _ = changed(&mut renewed) => {}
+            _ = changed(&mut room) => {}
             _ = changed(&mut ledger) => {}
             () = tokio::time::sleep(reconciler.next) => {}
         }
@@ -121,6 +127,7 @@ fn local(observed: &Observed) -> Local {
     use fabric::model::MachineState::{Exited, Failed, Frozen};
     let phase = match observed.status.state {
         Frozen => Phase::Frozen,
+        _ if observed.image.is_none() && !observed.is_up() => Phase::Damaged,
         Failed if observed.lost => Phase::Lost,
         Exited | Failed => Phase::Ended,
         _ if observed.is_up() => Phase::Up,
@@ -157,6 +164,8 @@ impl Reconciler {
         self.absent.retain(|machine| locals.contains_key(machine) && !records.contains_key(machine));
         let boottime = self.context.seams.clock.boottime();
         let none = BTreeSet::new();
+        self.tell_damaged(&locals, &records);
+        let (moved, room) = (self.moved(&locals), self.context.room.borrow().clone());
         let mut facts = Facts {
             me: self.context.me,
             records: &records,
@@ -164,6 +173,8 @@ impl Reconciler {
             busy: &busy,
             known_absent: &self.absent,
             waiting: &none,
+            moved: &moved,
+            room: &room,
             leased: lease::covers(&self.context.lease.borrow(), boottime, index),
         };
         let mut lost = lost(&facts);
@@ -191,6 +202,37 @@ impl Reconciler {
         self.published.follow(&records, &locals);
         for action in actions {
             self.begin(action, &records);
+        }
+    }
+
+    /// Copies that this node has moved away; none are known while the notes cannot be read, and all are kept aside then.
+    fn moved(&self, locals: &BTreeMap<MachineId, Local>) -> BTreeSet<(MachineId, u64)> {
+        if locals.is_empty() {
+            return BTreeSet::new();
+        }
+        match marker::load(&*self.context.seams.disk, marker::DONE) {
+            Ok(notes) => notes.into_iter().map(|note| (note.machine, note.epoch)).collect(),
+            Err(error) => {
+                tracing::warn!(%error, "the notes of moves that are done cannot be read");
+                BTreeSet::new()
+            }
+        }
+    }
+
+    /// A disk whose age nobody knows needs a person.
+    fn tell_damaged(&mut self, locals: &BTreeMap<MachineId, Local>, records: &BTreeMap<MachineId, MachineRecord>) {
+        self.damaged.retain(|id| locals.contains_key(id));
+        for id in locals.iter().filter(|(_, local)| local.phase == Phase::Damaged).map(|(id, _)| *id) {
+            if !self.damaged.insert(id) {
+                continue;
+            }
+            let name = records.get(&id).map_or_else(|| id.short(), |record| record.name.to_string());
+            let message = format!(
+                "the launch record of {name} on {} is missing or damaged: it is not started here, and its disk is kept",
+                self.context.name
+            );
+            tracing::error!(machine = %name, "its launch record is missing or damaged: its disk is kept and not used");
+            self.context.events.record(Happening { kind: "machine-damaged", subject: name, message, data: vec![] });
         }
     }
 
@@ -267,7 +309,12 @@ async fn perform(context: &Context, action: &Action, record: Option<MachineRecor
         }
         Action::Forget(machine, epoch) => drop(context.submit(Command::Forget { machine, epoch }).await?),
         Action::Quarantine(machine) => runtime.quarantine(machine).await?,
-        Action::Discard(machine) => runtime.destroy(machine).await?,
+        Action::Discard(machine) => {
+            runtime.destroy(machine).await?;
+            if let Err(error) = marker::forget(&*context.seams.disk, marker::DONE, machine) {
+                tracing::warn!(%error, "the note of a move that is done stays");
+            }
+        }
         Action::Ask(machine) => return context.is_absent(machine).await,
         Action::Thaw(machine) => context.lease_renew_now(machine).await?,
     }
@@ -297,6 +344,11 @@ async fn give_back(context: &Context, record: &MachineRecord, epoch: u64, failur
 }
 
 async fn launch(context: &Context, record: &MachineRecord, epoch: u64) -> Result<(), Failure> {
+    let room = context.room.borrow().clone();
+    if room.full && context.runtime.status(record.id).await.is_err() {
+        // Nothing of it is here yet, so that it may as well start elsewhere.
+        return Err(room.refusal(&context.name));
+    }
     let launch = prepare(context, record, epoch).await?;
     Ok(context.runtime.start(&launch).await?)
 }

@@ -3,11 +3,17 @@
 //! Wake-ups carry no data: each run compares everything, so that the happy path, a restart of the daemon and the mending
 //! after a crash are one path (design section 6). A machine is stopped or destroyed only on a positive record that names
 //! another owner or asks for it, never because a record is absent: what no record names is asked about first.
+//!
+//! A copy that the node owns no more is destroyed only when this node itself has moved it away, or when the machine is to
+//! be deleted. Any other may hold what its machine has lost: it is kept aside. A disk whose age cannot be told (its launch
+//! record is damaged) is neither started nor taken for a new one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use fabric::ids::{MachineId, NodeId};
 use fabric::model::{Desired, MachineRecord, Placement, Restart};
+
+use crate::room::Room;
 
 pub mod backoff;
 pub mod driver;
@@ -26,6 +32,8 @@ pub enum Phase {
     Ended,
     /// Killed with its supervisor or its host, so that its restart policy was never asked.
     Lost,
+    /// Down, and its launch record is damaged: of which epoch its disk is cannot be told.
+    Damaged,
 }
 
 /// A machine as the runtime found it on this node.
@@ -54,6 +62,10 @@ pub struct Facts<'a> {
     pub known_absent: &'a BTreeSet<MachineId>,
     /// Machines that lost their supervisor and are to wait before their next start.
     pub waiting: &'a BTreeSet<MachineId>,
+    /// Copies that this node has moved away itself, by machine and epoch: the destination has their disk.
+    pub moved: &'a BTreeSet<(MachineId, u64)>,
+    /// What the host's disk has room for.
+    pub room: &'a Room,
     /// This node holds a lease whose revision covers the records: exclusive machines may start.
     pub leased: bool,
 }
@@ -82,7 +94,7 @@ pub enum Action {
     Forget(MachineId, u64),
     /// Another node owns it: stop it, keep its disk aside.
     Quarantine(MachineId),
-    /// Moved away and running there: the copy here is not needed any more.
+    /// Moved away from here and running there, or to be deleted: the copy here is not needed any more.
     Discard(MachineId),
     /// No record names it: ask the ledger, linearizably.
     Ask(MachineId),
@@ -128,31 +140,51 @@ fn own(facts: &Facts<'_>, record: &MachineRecord, placement: &Placement, local: 
             None => Action::Forget(id, placement.epoch),
         });
     }
-    let may_start = !record.spec.exclusive || facts.leased;
-    if record.desired == Desired::Stopped {
-        return match local {
-            Some(local) if local.runs() => Some(Action::Stop(id)),
-            // A stopped machine is settled too: whoever waits for a move or a placement learns it.
-            _ if !placement.confirmed && may_start => Some(Action::Confirm(id, placement.epoch)),
-            _ => None,
-        };
+    let leased = !record.spec.exclusive || facts.leased;
+    match (local, record.desired) {
+        (Some(Local { phase: Phase::Damaged, .. }), _) => {
+            // It stays as it is, unless a move brings the machine's disk: this one is an old copy then, and is kept aside.
+            let brought = !placement.confirmed && placement.previous.is_some_and(|previous| previous.node != facts.me);
+            let take = match record.desired {
+                Desired::Stopped => Action::Confirm(id, placement.epoch),
+                _ => Action::Start { machine: id, epoch: placement.epoch, clean: false },
+            };
+            (brought && !placement.fresh && leased).then_some(take)
+        }
+        (Some(local), Desired::Stopped) if local.runs() => Some(Action::Stop(id)),
+        // A stopped machine is settled too: whoever waits for a move or a placement learns it.
+        (_, Desired::Stopped) if !placement.confirmed && leased => Some(Action::Confirm(id, placement.epoch)),
+        (_, Desired::Stopped) => None,
+        // It would write where nothing can be written.
+        (Some(local), _) if facts.room.holds(id) => local.runs().then_some(Action::Stop(id)),
+        // Whoever brings it here learns that there is no room.
+        (None, _) => leased.then_some(Action::Start { machine: id, epoch: placement.epoch, clean: false }),
+        (Some(local), _) => kept(facts, record, placement, *local, leased),
     }
+}
+
+/// A machine that is to run here, and has a disk here.
+fn kept(
+    facts: &Facts<'_>,
+    record: &MachineRecord,
+    placement: &Placement,
+    local: Local,
+    leased: bool,
+) -> Option<Action> {
+    let id = record.id;
+    let may_start = leased && !facts.room.full;
     let start = |clean| may_start.then_some(Action::Start { machine: id, epoch: placement.epoch, clean });
-    match local {
-        None => start(false),
-        Some(local) if local.epoch < placement.epoch && local.runs() => Some(Action::Stop(id)),
-        Some(local) if local.epoch < placement.epoch => start(placement.fresh),
-        Some(local) if local.runs() && local.restarts < record.restarts => Some(Action::Restart(id)),
-        Some(local) => match local.phase {
-            Phase::Down => start(false),
-            Phase::Lost if restarts_when_lost(record) && !facts.waiting.contains(&id) => start(false),
-            Phase::Ended | Phase::Lost if local.restarts < record.restarts => start(false),
-            Phase::Frozen if may_start && placement.moving.is_none() => Some(Action::Thaw(id)),
-            Phase::Up | Phase::Ended | Phase::Lost if !placement.confirmed => {
-                Some(Action::Confirm(id, placement.epoch))
-            }
-            _ => None,
-        },
+    if local.epoch < placement.epoch {
+        return if local.runs() { Some(Action::Stop(id)) } else { start(placement.fresh) };
+    }
+    match local.phase {
+        Phase::Up | Phase::Frozen if local.restarts < record.restarts => Some(Action::Restart(id)),
+        Phase::Down => start(false),
+        Phase::Lost if restarts_when_lost(record) && !facts.waiting.contains(&id) => start(false),
+        Phase::Ended | Phase::Lost if local.restarts < record.restarts => start(false),
+        Phase::Frozen if leased && placement.moving.is_none() => Some(Action::Thaw(id)),
+        Phase::Up | Phase::Ended | Phase::Lost if !placement.confirmed => Some(Action::Confirm(id, placement.epoch)),
+        _ => None,
     }
 }
 
@@ -186,8 +218,10 @@ fn foreign(facts: &Facts<'_>, record: &MachineRecord, placement: &Placement, loc
     match placement.previous {
         // The new owner has not said that it runs: the disk here may still be the only good one.
         Some(previous) if previous.node == facts.me && !placement.confirmed && !placement.fresh => None,
-        _ if placement.fresh => Some(Action::Quarantine(id)),
-        _ => Some(Action::Discard(id)),
+        _ if record.desired == Desired::Deleted => Some(Action::Discard(id)),
+        // The disk that left here lived on, as far as the ledger says.
+        _ if !placement.fresh && facts.moved.contains(&(id, local.epoch)) => Some(Action::Discard(id)),
+        _ => Some(Action::Quarantine(id)),
     }
 }
 

@@ -4,18 +4,23 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+use fabric::events::Happening;
 use fabric::ids::MachineId;
 use fabric::model::{MachineRecord, Publish};
 use netvirt::proxy::{Proxy, ProxyConfig, ProxyError};
 
 use super::{Local, Phase};
 use crate::node::context::Context;
+use crate::node::failures::words;
 
 /// The listeners of this node.
 pub struct Published {
     context: Arc<Context>,
-    open: BTreeMap<(MachineId, u16, Option<IpAddr>), (Publish, Proxy)>,
+    open: BTreeMap<Key, (Publish, Proxy)>,
 }
+
+/// A port of a machine: the host's, at one address or all.
+type Key = (MachineId, u16, Option<IpAddr>);
 
 impl Published {
     /// None yet.
@@ -23,8 +28,8 @@ impl Published {
         Published { context, open: BTreeMap::new() }
     }
 
-    /// Opens what is missing and closes what is no longer wanted. A port that another program of the host has is logged
-    /// and tried again at the next look.
+    /// Opens what is missing and closes what is no longer wanted. A port that another program of the host has is told, by
+    /// an event and in the machine's status, and tried again at the next look.
     pub fn follow(&mut self, records: &BTreeMap<MachineId, MachineRecord>, locals: &BTreeMap<MachineId, Local>) {
         let mut wanted = BTreeMap::new();
         for (id, record) in records {
@@ -35,6 +40,7 @@ impl Published {
             }
         }
         self.open.retain(|key, (port, _)| wanted.get(key) == Some(port));
+        let mut failed: BTreeMap<MachineId, String> = BTreeMap::new();
         for (key, port) in wanted {
             if self.open.contains_key(&key) {
                 continue;
@@ -42,10 +48,29 @@ impl Published {
             match self.open_one(key.0, port) {
                 Ok(proxy) => drop(self.open.insert(key, (port, proxy))),
                 Err(error) => {
-                    tracing::warn!(machine = %key.0.short(), port = port.host_port, reason = %error, "cannot publish");
+                    let text = words(&error);
+                    tracing::debug!(machine = %key.0.short(), port = port.host_port, reason = %text, "cannot publish");
+                    let why = failed.entry(key.0).or_insert_with(|| "not reachable from outside".into());
+                    why.push_str(&format!("; port {}: {text}", port.host_port));
                 }
             }
         }
+        self.tell(records, failed);
+    }
+
+    /// Tells what has changed of the ports that could not be opened.
+    fn tell(&self, records: &BTreeMap<MachineId, MachineRecord>, failed: BTreeMap<MachineId, String>) {
+        let known = self.context.unpublished.borrow().clone();
+        if failed == known {
+            return;
+        }
+        for (id, why) in failed.iter().filter(|(id, why)| known.get(*id) != Some(*why)) {
+            let name = records.get(id).map_or_else(|| id.short(), |record| record.name.to_string());
+            let message = format!("{name} on {}: {why}", self.context.name);
+            tracing::warn!("{message}");
+            self.context.events.record(Happening { kind: "port-taken", subject: name, message, data: vec![] });
+        }
+        self.context.unpublished.send_replace(failed);
     }
 
     fn open_one(&self, machine: MachineId, port: Publish) -> Result<Proxy, ProxyError> {

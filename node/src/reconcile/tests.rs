@@ -23,7 +23,27 @@ fn facts<'a>(
     leased: bool,
 ) -> Facts<'a> {
     static NONE: BTreeSet<MachineId> = BTreeSet::new();
-    Facts { me: ME, records, locals, busy: &NONE, known_absent: &NONE, waiting, leased }
+    static NOTHING: BTreeSet<(MachineId, u64)> = BTreeSet::new();
+    static ROOM: Room = Room { full: false, held: BTreeSet::new() };
+    Facts { me: ME, records, locals, busy: &NONE, known_absent: &NONE, waiting, moved: &NOTHING, room: &ROOM, leased }
+}
+
+/// What is decided about a copy that this node has moved away at `moved`.
+fn decided_after(moved: u64, record: MachineRecord, local: Local) -> Vec<Action> {
+    let (records, locals) = (BTreeMap::from([(ID, record)]), BTreeMap::from([(ID, local)]));
+    let (none, moved) = (BTreeSet::new(), BTreeSet::from([(ID, moved)]));
+    decide(&Facts { moved: &moved, ..facts(&records, &locals, &none, true) })
+}
+
+/// What is decided on a disk that is nearly full.
+fn decided_in(room: &Room, record: MachineRecord, local: Option<Local>) -> Vec<Action> {
+    let (records, locals) = (BTreeMap::from([(ID, record)]), local.into_iter().map(|l| (ID, l)).collect());
+    let none = BTreeSet::new();
+    decide(&Facts { room, ..facts(&records, &locals, &none, true) })
+}
+
+fn previous(node: NodeId, epoch: u64) -> Option<PreviousV1> {
+    Some(PreviousV1 { node, epoch })
 }
 
 fn decided(record: Option<MachineRecord>, local: Option<Local>, leased: bool) -> Vec<Action> {
@@ -61,9 +81,96 @@ fn a_higher_epoch_elsewhere_stops_and_keeps_the_disk_aside() {
 fn a_moved_machine_is_kept_until_the_destination_runs_it() {
     let switched =
         Placement { confirmed: false, previous: Some(PreviousV1 { node: ME, epoch: 1 }), ..placed(OTHER, 2) };
-    assert_eq!(decided(Some(record(Some(switched))), Some(local(1, Phase::Down)), true), []);
-    let running = Placement { confirmed: true, ..switched };
-    assert_eq!(decided(Some(record(Some(running))), Some(local(1, Phase::Down)), true), [Action::Discard(ID)]);
+    let down = local(1, Phase::Down);
+    assert_eq!(decided_after(1, record(Some(switched)), down), []);
+    let running = Placement { confirmed: true, previous: None, ..switched };
+    assert_eq!(decided_after(1, record(Some(running)), down), [Action::Discard(ID)]);
+    // And on from there.
+    assert_eq!(decided_after(1, record(Some(placed(OTHER, 7))), down), [Action::Discard(ID)]);
+    // Should the destination have lost it, the copy here is the best that is left.
+    let lost = Placement { fresh: true, ..placed(OTHER, 3) };
+    assert_eq!(decided_after(1, record(Some(lost)), down), [Action::Quarantine(ID)]);
+}
+
+#[test]
+fn a_copy_that_this_node_did_not_move_away_is_kept_aside_wherever_the_machine_went_since() {
+    let down = local(1, Phase::Down);
+    let kept =
+        |placement| assert_eq!(decided(Some(record(Some(placement))), Some(down), true), [Action::Quarantine(ID)]);
+    // Taken over at 2, then moved at 3 by its new owner: whether that has been confirmed or not.
+    kept(Placement { confirmed: false, previous: previous(NodeId([3; 32]), 2), ..placed(OTHER, 3) });
+    kept(placed(OTHER, 3));
+    // A move of another epoch's copy proves nothing of this one.
+    assert_eq!(decided_after(4, record(Some(placed(OTHER, 5))), down), [Action::Quarantine(ID)]);
+}
+
+#[test]
+fn what_was_moved_here_again_takes_the_place_of_the_old_copy() {
+    // Taken over from here at 2, moved back at 3: the move's own driver keeps the old copy aside and takes the new disk.
+    let back = Placement { confirmed: false, previous: previous(OTHER, 2), ..placed(ME, 3) };
+    let start = |clean| Action::Start { machine: ID, epoch: 3, clean };
+    assert_eq!(decided(Some(record(Some(back))), Some(local(1, Phase::Down)), true), [start(false)]);
+    // Taken over from there too: its disk is lost, and the old one is not taken for it.
+    let again = Placement { fresh: true, ..back };
+    assert_eq!(decided(Some(record(Some(again))), Some(local(1, Phase::Down)), true), [start(true)]);
+}
+
+#[test]
+fn the_copy_of_a_deleted_machine_goes_and_one_of_another_machine_does_not() {
+    let mut gone = record(Some(placed(OTHER, 4)));
+    gone.desired = Desired::Deleted;
+    assert_eq!(decided(Some(gone.clone()), Some(local(2, Phase::Up)), true), [Action::Stop(ID)]);
+    assert_eq!(decided(Some(gone), Some(local(2, Phase::Down)), true), [Action::Discard(ID)]);
+    // Made anew under its name it is another machine: of the first one nothing is known here, and it is kept aside.
+    let again = MachineRecord { id: MachineId([8; 16]), ..record(Some(placed(ME, 1))) };
+    let (records, locals) = (BTreeMap::from([(again.id, again)]), BTreeMap::from([(ID, local(2, Phase::Down))]));
+    let none = BTreeSet::new();
+    let start = Action::Start { machine: MachineId([8; 16]), epoch: 1, clean: false };
+    let asking = facts(&records, &locals, &none, true);
+    assert_eq!(decide(&asking), [start.clone(), Action::Ask(ID)]);
+    let absent = BTreeSet::from([ID]);
+    assert_eq!(decide(&Facts { known_absent: &absent, ..asking }), [start, Action::Quarantine(ID)]);
+}
+
+#[test]
+fn a_disk_of_unknown_age_is_neither_started_nor_taken_for_a_new_one() {
+    let damaged = Some(local(0, Phase::Damaged));
+    for fresh in [false, true] {
+        for confirmed in [false, true] {
+            let mine = Placement { fresh, confirmed, ..placed(ME, 3) };
+            assert_eq!(decided(Some(record(Some(mine))), damaged, true), []);
+        }
+    }
+    let mut stopped = record(Some(Placement { confirmed: false, ..placed(ME, 3) }));
+    stopped.desired = Desired::Stopped;
+    assert_eq!(decided(Some(stopped), damaged, true), []);
+    // It gives way to the disk that a move brings, and is kept aside where the machine is another node's.
+    let brought = Placement { confirmed: false, previous: previous(OTHER, 2), ..placed(ME, 3) };
+    let start = Action::Start { machine: ID, epoch: 3, clean: false };
+    assert_eq!(decided(Some(record(Some(brought))), damaged, true), [start]);
+    assert_eq!(decided(Some(record(Some(placed(OTHER, 3)))), damaged, true), [Action::Quarantine(ID)]);
+    assert_eq!(decided(None, damaged, true), [Action::Ask(ID)]);
+    let mut gone = record(Some(placed(ME, 3)));
+    gone.desired = Desired::Deleted;
+    assert_eq!(decided(Some(gone), damaged, true), [Action::Destroy(ID, 3)]);
+}
+
+#[test]
+fn on_a_full_disk_nothing_starts_and_who_filled_it_stops() {
+    let (mine, start) = (record(Some(placed(ME, 1))), Action::Start { machine: ID, epoch: 1, clean: false });
+    let full = Room { full: true, held: BTreeSet::new() };
+    for phase in [Phase::Down, Phase::Lost] {
+        assert_eq!(decided_in(&full, mine.clone(), Some(local(1, phase))), []);
+        assert_eq!(decided_in(&Room::default(), mine.clone(), Some(local(1, phase))), std::slice::from_ref(&start));
+    }
+    assert_eq!(decided_in(&full, mine.clone(), Some(local(1, Phase::Up))), []);
+    // One that has nothing here yet is tried, so that it is refused and goes elsewhere.
+    assert_eq!(decided_in(&full, mine.clone(), None), [start]);
+    let held = Room { full: true, held: BTreeSet::from([ID]) };
+    assert_eq!(decided_in(&held, mine.clone(), Some(local(1, Phase::Up))), [Action::Stop(ID)]);
+    assert_eq!(decided_in(&held, mine.clone(), Some(local(1, Phase::Down))), []);
+    let gone = MachineRecord { desired: Desired::Deleted, ..mine };
+    assert_eq!(decided_in(&held, gone, Some(local(1, Phase::Down))), [Action::Destroy(ID, 1)]);
 }
 
 #[test]

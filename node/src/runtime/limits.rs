@@ -42,6 +42,9 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Killed processes are gone within this time.
 pub const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Files and directories of a writable layer that are counted when it is measured.
+pub const LAYER_ENTRIES_MAX: usize = 1_000_000;
+
 /// Directories that one sweep removes.
 pub const SWEEP_MAX: usize = 16;
 

@@ -319,6 +319,15 @@ pub trait Runtime: Send + Sync + Debug {
     /// The directory of the writable layer, for moves: complete only while the machine is frozen or down.
     fn writable_layer(&self, id: MachineId) -> PathBuf;
 
+    /// Bytes that the machine's writable layer takes on the host's disk.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    async fn layer_bytes(&self, id: MachineId) -> Result<u64, RuntimeError> {
+        let _ = id;
+        Ok(0)
+    }
+
     /// Changes whenever some machine changed; look at [`Runtime::list`] then.
     fn watch(&self) -> watch::Receiver<u64>;
 

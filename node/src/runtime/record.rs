@@ -12,7 +12,8 @@
 //! <data>/quarantine/<id>-<epoch>-<unix seconds>/
 //! ```
 //!
-//! The record is not synced: it speaks of processes, which a power cut ends too; a torn one fails its checksum.
+//! The record says of which epoch the writable layer is. So it is on the disk before there is a layer, and before every
+//! start: a layer without a good record is of unknown age, and neither started nor taken for a new one.
 
 use std::time::Duration;
 

@@ -27,6 +27,10 @@ pub struct Candidate {
     pub free: Capacity,
     /// Membership holds it for alive.
     pub alive: bool,
+    /// Its disk is nearly full, by its own word.
+    pub full: bool,
+    /// A port that the machine publishes and another one has there already, with that one's name.
+    pub taken: Option<(u16, Name)>,
     /// Cordoned, draining or absent by plan: no new machines.
     pub closed: bool,
     /// It holds the image already.
@@ -65,6 +69,12 @@ pub enum NoPlace {
         /// Their names.
         nodes: Vec<String>,
     },
+    /// Nodes with room have another obstacle each.
+    #[error("{}", why.join(", "))]
+    Obstructed {
+        /// Node by node.
+        why: Vec<String>,
+    },
     /// No node has the memory.
     #[error("needs {need} guaranteed, the freest node {node} has {have}")]
     Memory {
@@ -102,7 +112,7 @@ pub enum NoPlace {
 pub fn plan(machine: MachineId, spec: &MachineSpec, inventory: &Inventory) -> Result<Vec<NodeId>, NoPlace> {
     if let Some(pinned) = spec.pinned {
         return match inventory.get(&pinned) {
-            None => Err(NoPlace::Pinned { node: pinned.short(), why: "is not a node of this cluster".into() }),
+            None => Err(NoPlace::Pinned { node: pinned.short(), why: "was removed from the cluster".into() }),
             Some(node) => match obstacle(node, spec) {
                 Some(why) => Err(NoPlace::Pinned { node: node.name.to_string(), why }),
                 None => Ok(vec![pinned]),
@@ -131,6 +141,8 @@ fn obstacle(node: &Candidate, spec: &MachineSpec) -> Option<String> {
         Some("is not reachable".into())
     } else if node.closed {
         Some("takes no new machines (cordoned, draining or absent)".into())
+    } else if let Some(why) = obstruction(node) {
+        Some(why)
     } else if !fits(node, spec) {
         Some(format!(
             "has {} and {} free of the {} and {} that are needed",
@@ -141,6 +153,24 @@ fn obstacle(node: &Candidate, spec: &MachineSpec) -> Option<String> {
         ))
     } else {
         None
+    }
+}
+
+/// What stands in the way on a node that may have what the machine needs.
+fn obstruction(node: &Candidate) -> Option<String> {
+    match &node.taken {
+        _ if node.full => Some("has a disk that is nearly full".into()),
+        Some((port, by)) => Some(format!("has port {port} taken by machine {by}")),
+        None => None,
+    }
+}
+
+/// The same as a sentence of its own, in the ledger's words.
+fn sentence(node: &Candidate) -> Option<String> {
+    match &node.taken {
+        _ if node.full => Some(format!("the disk of {} is nearly full", node.name)),
+        Some((port, by)) => Some(format!("port {port} of {} is taken by machine {by}", node.name)),
+        None => None,
     }
 }
 
@@ -169,6 +199,11 @@ fn explain(spec: &MachineSpec, inventory: &Inventory) -> NoPlace {
     };
     if open.iter().all(|node| node.declared == Capacity::default()) {
         return NoPlace::Nowhere { nodes: open.iter().take(3).map(|node| node.name.to_string()).collect() };
+    }
+    let obstructed: Vec<String> =
+        open.iter().filter(|node| fits(node, spec)).filter_map(|node| sentence(node)).take(3).collect();
+    if !obstructed.is_empty() {
+        return NoPlace::Obstructed { why: obstructed };
     }
     let fast = open.iter().max_by_key(|node| (node.free.cpu_millis, node.id)).unwrap_or(roomy);
     let memory = human::bytes(spec.resources.memory_bytes);

@@ -12,6 +12,8 @@ fn node(number: u8, memory_gib: u64) -> Candidate {
         declared: Capacity { cpu_millis: 4000, memory_bytes: 8 << 30, disk_bytes: 1 << 40 },
         free,
         alive: true,
+        full: false,
+        taken: None,
         closed: false,
         has_image: false,
         load_millis: 0,
@@ -51,6 +53,23 @@ fn an_image_that_is_there_outweighs_a_little_room() {
     with_image.has_image = true;
     let ranked = plan(MACHINE, &spec(1 << 30), &inventory([with_image, node(2, 6)])).unwrap();
     assert_eq!(ranked[0], NodeId([1; 32]));
+}
+
+#[test]
+fn a_full_disk_and_a_taken_port_stand_in_the_way() {
+    let mut full = node(1, 6);
+    full.full = true;
+    let mut taken = node(2, 6);
+    taken.taken = Some((8080, "web".parse().unwrap()));
+    let both = inventory([full.clone(), taken.clone()]);
+    let error = plan(MACHINE, &spec(1 << 30), &both).unwrap_err();
+    let words = "the disk of n1 is nearly full, port 8080 of n2 is taken by machine web";
+    assert_eq!(error.to_string(), words);
+    let ranked = plan(MACHINE, &spec(1 << 30), &inventory([full, taken.clone(), node(3, 2)])).unwrap();
+    assert_eq!(ranked, [NodeId([3; 32])]);
+    let pinned = MachineSpec { pinned: Some(taken.id), ..spec(1 << 30) };
+    let error = plan(MACHINE, &pinned, &inventory([taken])).unwrap_err();
+    assert_eq!(error.to_string(), "pinned to n2, which has port 8080 taken by machine web");
 }
 
 #[test]

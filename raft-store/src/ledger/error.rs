@@ -23,7 +23,7 @@ impl StartError {
     /// Whether what is on disk is damaged, so that trying again does not help.
     pub fn is_damage(&self) -> bool {
         match self {
-            StartError::Store(StoreError::Damaged { .. }) => true,
+            StartError::Store(StoreError::Damaged { .. } | StoreError::Lost { .. } | StoreError::Other { .. }) => true,
             StartError::Store(StoreError::Open { source, .. } | StoreError::Disk { source, .. }) => {
                 matches!(**source, redb::Error::Corrupted(_))
             }

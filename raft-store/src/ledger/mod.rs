@@ -156,7 +156,7 @@ impl Registration {
         rpc: Arc<dyn Rpc>,
         surroundings: Arc<dyn Surroundings>,
     ) -> Result<Ledger, StartError> {
-        let store = Store::open(&*seams.disk)?;
+        let store = Store::open(&*seams.disk, &*seams.entropy)?;
         let machine = StateMachine::load(store.clone(), seams.clock.clone())?;
         let shared = machine.shared.clone();
         let log = LogStore::new(store.clone(), shared.halt.clone());

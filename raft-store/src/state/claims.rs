@@ -7,9 +7,10 @@
 //! Sums saturate: `apply` keeps them far from any limit, and a hostile snapshot must not panic.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use fabric::ids::{MachineId, NodeId};
-use fabric::model::{Capacity, Desired, MachineRecord, Name, Placement, Resources};
+use fabric::model::{Capacity, Desired, MachineRecord, MachineSpec, Name, Placement, Resources};
 
 use super::State;
 
@@ -24,9 +25,20 @@ pub struct NodeClaims {
     pub cpu_millis: u64,
     /// Sum of guarantees, bytes.
     pub memory_bytes: u64,
+    /// Ports of the host that machines publish there, each with whose it is and at which address.
+    pub ports: BTreeMap<u16, BTreeSet<(MachineId, Option<IpAddr>)>>,
 }
 
 impl NodeClaims {
+    /// A port of `spec` that another machine than `id` has at the same address, and which one.
+    pub fn taken_port(&self, spec: &MachineSpec, id: MachineId) -> Option<(u16, MachineId)> {
+        spec.publish.iter().find_map(|port| {
+            let meet = |at: Option<IpAddr>| at.is_none() || port.ip.is_none() || at == port.ip;
+            let others = self.ports.get(&port.host_port)?;
+            others.iter().find(|(other, at)| *other != id && meet(*at)).map(|(other, _)| (port.host_port, *other))
+        })
+    }
+
     /// What is left of a capacity. Disk is not guaranteed to machines.
     pub fn left_of(&self, capacity: Capacity) -> Capacity {
         Capacity {
@@ -88,21 +100,32 @@ fn count(map: &mut BTreeMap<(Name, Name), u32>, key: (Name, Name), up: bool) {
 }
 
 impl Index {
-    fn claim(&mut self, node: NodeId, id: MachineId, resources: &Resources, owned: bool) {
+    fn claim(&mut self, node: NodeId, id: MachineId, spec: &MachineSpec, owned: bool) {
+        let resources = &spec.resources;
         let claims = self.claims.entry(node).or_default();
         let set = if owned { &mut claims.owned } else { &mut claims.reserved };
         if set.insert(id) {
             claims.cpu_millis = claims.cpu_millis.saturating_add(u64::from(resources.cpu_millis));
             claims.memory_bytes = claims.memory_bytes.saturating_add(resources.memory_bytes);
+            for port in &spec.publish {
+                claims.ports.entry(port.host_port).or_default().insert((id, port.ip));
+            }
         }
     }
 
-    fn unclaim(&mut self, node: NodeId, id: MachineId, resources: &Resources, owned: bool) {
+    fn unclaim(&mut self, node: NodeId, id: MachineId, spec: &MachineSpec, owned: bool) {
+        let resources = &spec.resources;
         let Some(claims) = self.claims.get_mut(&node) else { return };
         let set = if owned { &mut claims.owned } else { &mut claims.reserved };
         if set.remove(&id) {
             claims.cpu_millis = claims.cpu_millis.saturating_sub(u64::from(resources.cpu_millis));
             claims.memory_bytes = claims.memory_bytes.saturating_sub(resources.memory_bytes);
+            for port in &spec.publish {
+                if let Some(here) = claims.ports.get_mut(&port.host_port) {
+                    here.remove(&(id, port.ip));
+                }
+            }
+            claims.ports.retain(|_, here| !here.is_empty());
         }
         if claims.count() == 0 {
             self.claims.remove(&node);
@@ -111,12 +134,11 @@ impl Index {
 
     /// Enters what a machine's placement and wanted state imply.
     pub fn enter(&mut self, machine: &MachineRecord) {
-        let resources = &machine.spec.resources;
         match &machine.placement {
             Some(placement) => {
-                self.claim(placement.node, machine.id, resources, true);
+                self.claim(placement.node, machine.id, &machine.spec, true);
                 for node in reservations(placement) {
-                    self.claim(node, machine.id, resources, false);
+                    self.claim(node, machine.id, &machine.spec, false);
                 }
             }
             None if machine.desired == Desired::Running => drop(self.unplaced.insert(machine.id)),
@@ -126,12 +148,11 @@ impl Index {
 
     /// Takes back what [`Index::enter`] entered for the same record.
     pub fn leave(&mut self, machine: &MachineRecord) {
-        let resources = &machine.spec.resources;
         self.unplaced.remove(&machine.id);
         if let Some(placement) = &machine.placement {
-            self.unclaim(placement.node, machine.id, resources, true);
+            self.unclaim(placement.node, machine.id, &machine.spec, true);
             for node in reservations(placement) {
-                self.unclaim(node, machine.id, resources, false);
+                self.unclaim(node, machine.id, &machine.spec, false);
             }
         }
     }

@@ -17,6 +17,7 @@ impl State {
         self.check_names()?;
         self.check_placements()?;
         self.check_capacity()?;
+        self.check_ports()?;
         self.check_quotas()?;
         self.check_bounds()?;
         if self.derive_index() != self.index {
@@ -82,6 +83,16 @@ impl State {
             let capacity = record.capacity;
             if sum.cpu_millis > u64::from(capacity.cpu_millis) || sum.memory_bytes > capacity.memory_bytes {
                 return Err(format!("I4: node {} promised more than it has: {sum:?}", record.name));
+            }
+        }
+        Ok(())
+    }
+
+    /// No two machines have a port of a node at the same address.
+    fn check_ports(&self) -> Result<(), String> {
+        for (node, machine) in self.nodes.keys().flat_map(|node| self.machines_on(*node).map(|m| (*node, m))) {
+            if let Some((port, other)) = self.taken_port(&machine.spec, machine.id, node) {
+                return Err(format!("machines {} and {other} share port {port} of one node", machine.name));
             }
         }
         Ok(())

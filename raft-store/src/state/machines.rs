@@ -38,8 +38,14 @@ impl State {
         tenant: &Name,
         name: &Name,
         spec: &MachineSpec,
+        desired: Desired,
     ) -> Result<Outcome, Refusal> {
         check_name("name", name)?;
+        if desired == Desired::Deleted {
+            return Err(
+                Refusal::new(codes::INVALID, "a machine is made running or stopped").field("desired", "deleted")
+            );
+        }
         self.tenant_of(tenant)?;
         check::spec(spec)?;
         if self.machine_by_name(tenant, name).is_some() || self.machines.contains_key(&id) {
@@ -62,7 +68,7 @@ impl State {
             name: name.clone(),
             spec: spec.clone(),
             image,
-            desired: Desired::Running,
+            desired,
             restarts: 0,
             epoch: 0,
             placement: None,

@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use fabric::ids::{Digest, IdempotencyKey, MachineId, NodeId, TokenId};
-use fabric::model::{Capacity, ImageRecord, MachineRecord, Name, NodeRecord, TenantRecord, Tombstone};
+use fabric::model::{Capacity, ImageRecord, MachineRecord, MachineSpec, Name, NodeRecord, TenantRecord, Tombstone};
 use fabric::rpc::Refusal;
 
 pub use claims::{NodeClaims, Usage};
@@ -132,7 +132,7 @@ impl State {
                 self.put_image(tenant, name, *digest, *size_bytes, *expected_revision)
             }
             DeleteImage { tenant, name, expected_revision } => self.delete_image(tenant, name, *expected_revision),
-            CreateMachine { id, tenant, name, spec } => self.create_machine(*id, tenant, name, spec),
+            CreateMachine { id, tenant, name, spec, desired } => self.create_machine(*id, tenant, name, spec, *desired),
             SetDesired { machine, desired, expected_revision } => {
                 self.set_desired(*machine, *desired, *expected_revision)
             }
@@ -217,6 +217,12 @@ impl State {
     pub fn free(&self, node: NodeId) -> Capacity {
         let Some(record) = self.nodes.get(&node) else { return Capacity::default() };
         self.index.claims.get(&node).map_or(record.capacity, |claims| claims.left_of(record.capacity))
+    }
+
+    /// A port that `spec` publishes and that a machine other than `id` has on `node`, with the name of that one.
+    pub fn taken_port(&self, spec: &MachineSpec, id: MachineId, node: NodeId) -> Option<(u16, &Name)> {
+        let (port, other) = self.index.claims.get(&node)?.taken_port(spec, id)?;
+        Some((port, &self.machines.get(&other)?.name))
     }
 
     /// What a tenant and those below it have been guaranteed.

@@ -191,6 +191,9 @@ impl State {
         if machine.spec.pinned.is_some_and(|pinned| pinned != node) {
             return barred("is not the node that it is pinned to");
         }
+        if let Some((port, other)) = self.taken_port(&machine.spec, machine.id, node) {
+            return Err(Unfit::Barred(format!("port {port} of {} is taken by machine {other}", record.name)));
+        }
         self.check_room(&machine.spec.resources, machine.id, node)
     }
 
@@ -315,7 +318,8 @@ impl State {
             _ => {
                 let others: Vec<NodeId> = candidates.iter().copied().filter(|node| *node != from).collect();
                 let previous = Previous { node: from, epoch };
-                self.first_fit(machine, &others, None).map(|node| (node, previous, true))
+                let bound = self.bound_to(machine, from);
+                self.first_fit(machine, &others, bound.as_deref()).map(|node| (node, previous, true))
             }
         };
         let result = match found {
@@ -326,6 +330,17 @@ impl State {
             }
         };
         Ok(Outcome::Placed { items: vec![result] })
+    }
+
+    /// Why a machine can go nowhere else than to the owner that it is taken from.
+    fn bound_to(&self, machine: &MachineRecord, from: NodeId) -> Option<String> {
+        machine.spec.pinned.filter(|pinned| *pinned == from)?;
+        Some(match self.nodes.get(&from) {
+            Some(record) => format!("pinned to {}, which does not answer: it runs again when {0} is back", record.name),
+            None => {
+                format!("pinned to {}, which was removed from the cluster: delete it and make it anew", from.short())
+            }
+        })
     }
 
     /// Design section 8: until the destination runs, ownership goes to destination or source only. Cordons do not count:

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use fabric::seams::Disk;
+use fabric::seams::real::KernelEntropy;
 use futures_util::FutureExt;
 use openraft::EntryPayload;
 use openraft::storage::IOFlushed;
@@ -208,7 +209,7 @@ fn cut_often(seed: u64, cuts: u32, lies: bool) -> Result<(), String> {
             disk.cut_in(rng.random_range(0..60), loss);
             let mut possible = vec![model.clone()];
             // An error here is the cut itself, while the file is made or recovered.
-            if let Ok(store) = Store::open(&disk) {
+            if let Ok(store) = Store::open(&disk, &KernelEntropy) {
                 possible =
                     work_until_cut(&store, &mut model, &mut rng).map_err(|error| format!("seed {seed}: {error}"))?;
             }
@@ -217,7 +218,8 @@ fn cut_often(seed: u64, cuts: u32, lies: bool) -> Result<(), String> {
             }
             done += 1;
             disk = disk.reboot();
-            let store = Store::open(&disk).map_err(|error| format!("seed {seed} cut {done} {loss:?}: {error}"))?;
+            let store = Store::open(&disk, &KernelEntropy)
+                .map_err(|error| format!("seed {seed} cut {done} {loss:?}: {error}"))?;
             let found = Model::read(&store)?;
             if found != model && !possible.contains(&found) {
                 return Err(format!("seed {seed} cut {done} {loss:?}: {found:?}, promised {model:?} or {possible:?}"));
@@ -255,10 +257,10 @@ fn a_damaged_log_record_is_named_and_refused() {
         log_id: log_id(1, index),
         payload: EntryPayload::Normal(Proposal(Bytes::from(format!("the content of entry {index}")))),
     };
-    append(&Store::open(&disk).unwrap(), (0..10).map(entry).collect()).unwrap();
+    append(&Store::open(&disk, &KernelEntropy).unwrap(), (0..10).map(entry).collect()).unwrap();
     let disk = disk.reboot();
     assert!(disk.corrupt(FILE, b"content of entry 7", b"cONTENT"));
-    let error = Store::open(&disk).err().expect("the damage is noticed").to_string();
+    let error = Store::open(&disk, &KernelEntropy).err().expect("the damage is noticed").to_string();
     assert!(error.contains("log entry 7") && error.contains(FILE), "{error}");
 }
 
@@ -267,7 +269,7 @@ fn a_full_disk_fails_the_write_and_keeps_what_there_was() {
     let disk = MemoryDisk::new(6);
     let entry = |index: u64| Entry { log_id: log_id(1, index), payload: EntryPayload::Blank };
     {
-        let store = Store::open(&disk).unwrap();
+        let store = Store::open(&disk, &KernelEntropy).unwrap();
         append(&store, vec![entry(0)]).unwrap();
         disk.set_full(true);
         assert!(append(&store, vec![entry(1)]).is_err());
@@ -277,18 +279,18 @@ fn a_full_disk_fails_the_write_and_keeps_what_there_was() {
         assert!(error.contains("failed before"), "{error}");
     }
     let disk = disk.reboot();
-    assert!(Model::read(&Store::open(&disk).unwrap()).unwrap().log.contains_key(&0));
+    assert!(Model::read(&Store::open(&disk, &KernelEntropy).unwrap()).unwrap().log.contains_key(&0));
 }
 
 #[test]
 fn the_database_of_a_later_program_is_refused() {
     let disk = MemoryDisk::new(7);
     {
-        let store = Store::open(&disk).unwrap();
+        let store = Store::open(&disk, &KernelEntropy).unwrap();
         let later = crate::codec::FormatV1 { version: 2 };
         store.write("testing", |transaction| super::put(transaction, super::KEY_FORMAT, &later)).unwrap();
     }
-    let error = Store::open(&disk.reboot()).err().expect("it is refused").to_string();
+    let error = Store::open(&disk.reboot(), &KernelEntropy).err().expect("it is refused").to_string();
     assert!(error.contains("upgrade this node"), "{error}");
     assert!(disk.reboot().exists(FILE).unwrap());
 }

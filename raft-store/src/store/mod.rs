@@ -9,6 +9,7 @@
 
 #[cfg(test)]
 mod cuts;
+mod identity;
 mod log;
 mod machine;
 #[cfg(test)]
@@ -21,7 +22,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use fabric::seams::{Disk, open_database};
+use fabric::seams::{Disk, Entropy, open_database};
 use fabric::wire::{self, WireError};
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use thiserror::Error;
@@ -30,6 +31,7 @@ use crate::codec::{FormatV1, LogIdV1, VoteV1};
 use crate::tuning::DATABASE_CACHE_BYTES;
 use crate::types::{LogId, Vote};
 
+use identity::IdentityV1;
 pub(crate) use log::LogStore;
 use log::Taken;
 pub use machine::AppliedEntry;
@@ -46,6 +48,7 @@ const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
 const CHUNKS: TableDefinition<(u64, u32), &[u8]> = TableDefinition::new("snapshot");
 
 const KEY_FORMAT: &str = "format";
+const KEY_IDENTITY: &str = "identity";
 const KEY_VOTE: &str = "vote";
 const KEY_COMMITTED: &str = "committed";
 const KEY_PURGED: &str = "purged";
@@ -61,6 +64,18 @@ pub enum StoreError {
         file: &'static str,
         /// Why.
         source: Box<redb::Error>,
+    },
+    /// It was written, and is gone.
+    #[error("the ledger's file {file} is missing: what this node has promised to its peers is lost with it")]
+    Lost {
+        /// File in the data directory.
+        file: &'static str,
+    },
+    /// It is another one than was written.
+    #[error("the ledger's file {file} is not the one that this node has written: what that one promised is lost")]
+    Other {
+        /// File in the data directory.
+        file: &'static str,
     },
     /// Written by a later program.
     #[error("the ledger's file {file} has format {found}, this program knows {FORMAT}: upgrade this node")]
@@ -141,9 +156,12 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// Opens or makes the database, and verifies every record of the log.
-    pub(crate) fn open(disk: &dyn Disk) -> Result<Self, StoreError> {
-        let database = open_database(disk, FILE, DATABASE_CACHE_BYTES, prepare)
+    /// Opens the database, or makes it if there never was one, and verifies every record of the log.
+    pub(crate) fn open(disk: &dyn Disk, entropy: &dyn Entropy) -> Result<Self, StoreError> {
+        let note = identity::noted(disk)?;
+        identity::check_there(disk, note.as_ref())?;
+        let fresh = IdentityV1::draw(entropy);
+        let database = open_database(disk, FILE, DATABASE_CACHE_BYTES, |database| prepare(database, fresh))
             .map_err(|source| StoreError::Open { file: FILE, source: Box::new(source) })?;
         let store = Store {
             database: Arc::new(database),
@@ -152,6 +170,7 @@ impl Store {
             syncs: Arc::default(),
         };
         store.check_format()?;
+        store.check_identity(disk, note)?;
         let vote = store.meta::<VoteV1>(KEY_VOTE)?.map(Vote::from);
         let committed = store.meta::<LogIdV1>(KEY_COMMITTED)?.map(LogId::from);
         let purged = store.meta::<LogIdV1>(KEY_PURGED)?.map(LogId::from);
@@ -230,8 +249,8 @@ impl Store {
     }
 }
 
-/// Makes the tables, and the format record of a new database.
-fn prepare(database: &Database) -> Result<(), redb::Error> {
+/// Makes the tables, and the format record and the id of a new database.
+fn prepare(database: &Database, fresh: IdentityV1) -> Result<(), redb::Error> {
     let transaction = database.begin_write()?;
     {
         let mut meta = transaction.open_table(META)?;
@@ -239,6 +258,7 @@ fn prepare(database: &Database) -> Result<(), redb::Error> {
         transaction.open_table(CHUNKS)?;
         if meta.get(KEY_FORMAT)?.is_none() {
             meta.insert(KEY_FORMAT, wire::encode(&FormatV1 { version: FORMAT }).as_slice())?;
+            meta.insert(KEY_IDENTITY, wire::encode(&fresh).as_slice())?;
         }
     }
     Ok(transaction.commit()?)

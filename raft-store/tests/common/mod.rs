@@ -231,6 +231,7 @@ pub fn machine(number: u8, exclusive: bool) -> [Command; 2] {
         tenant: name("default"),
         name: name(&format!("m{number}")),
         spec: Box::new(spec),
+        desired: fabric::model::Desired::Running,
     };
     [image, create]
 }

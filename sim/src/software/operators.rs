@@ -138,7 +138,13 @@ impl Operators {
         if fresh || machines.is_empty() {
             let id = MachineId(draw(&*boot.seams.entropy));
             let own = name(&format!("m{:08x}", rng.random::<u32>()));
-            return Some(Command::CreateMachine { id, tenant, name: own, spec: Box::new(spec(rng.random_bool(0.6))) });
+            return Some(Command::CreateMachine {
+                id,
+                tenant,
+                name: own,
+                spec: Box::new(spec(rng.random_bool(0.6))),
+                desired: Desired::Running,
+            });
         }
         let (machine, desired) = machines[rng.random_range(0..machines.len())];
         let want = |desired| Command::SetDesired { machine, desired, expected_revision: None };

@@ -47,6 +47,7 @@ impl NodeBackend {
             tenant: tenant.clone(),
             name: new.name.clone(),
             spec: Box::new(new.spec.clone()),
+            desired: new.desired,
         };
         let id = match self.write(write, command).await? {
             Outcome::Created { id, .. } => id,
@@ -55,14 +56,9 @@ impl NodeBackend {
         if write.dry_run {
             return Ok(self.imagined(id, tenant, new));
         }
-        if new.desired != Desired::Running {
-            let command = Command::SetDesired { machine: id, desired: new.desired, expected_revision: None };
-            self.context.submit(command).await?;
-            return self.written(id).await;
-        }
         // The node that receives the request schedules it; should it die here, the caretaker does.
         let record = self.context.ledger.read(|state| state.machines.get(&id).cloned());
-        if let Some(record) = record.filter(|record| record.placement.is_none()) {
+        if let Some(record) = record.filter(|record| record.placement.is_none() && record.desired == Desired::Running) {
             caretaker::driver::place(&self.context, &[id], &BTreeMap::from([(id, record)])).await;
         }
         self.written(id).await

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use fabric::human;
 use fabric::ids::{MachineId, NodeId};
-use fabric::model::{MachineRecord, MachineState, MachineStatus, Name};
+use fabric::model::{Desired, MachineRecord, MachineState, MachineStatus, Name};
 use fabric::rpc::Rpc;
 use fabric::wire;
 use futures_util::future::join_all;
@@ -15,6 +15,7 @@ use crate::api::backend::Liveness;
 use crate::node::asks::{STATUS, STATUS_MACHINES_MAX, StatusAnswerV1, StatusAskV1};
 use crate::node::context::Context;
 use crate::reconcile::backoff::Retry;
+use crate::room;
 
 /// How long a list waits for owners.
 const DEADLINE: Duration = Duration::from_secs(1);
@@ -67,15 +68,41 @@ async fn ask(context: &Context, owner: NodeId, machines: Vec<MachineId>) -> Opti
 /// What this node observes of the machines; those that it does not have are left out.
 pub async fn local(context: &Context, machines: &[MachineId]) -> Vec<MachineStatus> {
     let mut found = Vec::with_capacity(machines.len());
+    let (room, unpublished) = (context.room.borrow().clone(), context.unpublished.borrow().clone());
     for machine in machines {
         if let Ok(mut status) = context.runtime.status(*machine).await {
             if let Some(retry) = context.retries.borrow().get(machine) {
                 retried(&mut status, retry, context.seams.clock.boottime());
             }
+            if let Some(why) = unpublished.get(machine).filter(|_| status.state == MachineState::Running) {
+                status.reason = Some(why.clone());
+            }
+            if room.full && wanted(context, *machine) {
+                without_room(&mut status, context, room.holds(*machine));
+            }
             found.push(status);
         }
     }
     found
+}
+
+/// Whether the ledger wants the machine to run here.
+fn wanted(context: &Context, machine: MachineId) -> bool {
+    context.ledger.read(|state| {
+        state.machines.get(&machine).is_some_and(|record| {
+            record.desired == Desired::Running && record.placement.is_some_and(|placement| placement.node == context.me)
+        })
+    })
+}
+
+/// A machine that is down and stays so for want of room.
+fn without_room(status: &mut MachineStatus, context: &Context, held: bool) {
+    let down = matches!(status.state, MachineState::Stopped | MachineState::Restarting);
+    if down || (held && matches!(status.state, MachineState::Failed | MachineState::Exited)) {
+        status.state = MachineState::Stopped;
+        let free = context.host.disk().unwrap_or_default().free_bytes;
+        status.reason = Some(room::words(free, held));
+    }
 }
 
 /// A machine that lost its supervisor is being restarted, though no supervisor is there to say so.

@@ -18,7 +18,7 @@ use crate::runtime::cgroup::{Host, Usage};
 use crate::runtime::limits::{CONTROL_TIMEOUT, KILL_TIMEOUT};
 use crate::runtime::line::StatusLine;
 use crate::runtime::process::Process;
-use crate::runtime::record::{ENDED, LAUNCH, LaunchRecord, PID};
+use crate::runtime::record::{ENDED, LAUNCH, LaunchRecord, PID, UPPER};
 use crate::runtime::{Observed, RuntimeError};
 
 /// What was last seen of a machine.
@@ -179,11 +179,13 @@ impl Shared {
         if let Err(error) = self.bury(id).await {
             tracing::warn!(machine = ?id, %error, "remains of a machine");
         }
+        use MachineState::{Exited, Failed, Stopped};
         self.update(id, |seen| {
             seen.up = false;
             if let Some(last) = last {
                 seen.line = last;
-            } else if seen.line.state != MachineState::Failed {
+            } else if !matches!(seen.line.state, Failed | Stopped | Exited) {
+                // Without that it had told of its end: there may have been no room to write it down.
                 seen.line = died(seen.line.restarts);
                 seen.lost = true;
             }
@@ -247,17 +249,27 @@ impl Shared {
         if let Err(error) = self.bury(id).await {
             tracing::warn!(machine = ?id, %error, "remains of a machine");
         }
+        if launch.is_none() && super::usage::is_empty(&self.dir(id).join(UPPER)).unwrap_or(false) {
+            // Cut short before anything of it was there, or written: it begins anew and loses nothing.
+            tracing::info!(machine = ?id, "a machine's directory without a launch record and without a disk is no machine");
+            return;
+        }
         let (line, lost) = match (&launch, self.last_line(id)) {
-            (None, _) => {
-                let reason = "its launch record is missing or damaged".into();
-                (StatusLine::down(MachineState::Failed, Some(reason)), false)
-            }
+            (None, _) => (StatusLine::down(MachineState::Failed, Some(self.damaged_words(id))), false),
             (_, Some(line)) => (line, false),
             (_, None) if self.dir(id).join(PID).exists() => (died(0), true),
             // Prepared and never started.
             (_, None) => (StatusLine::down(MachineState::Stopped, None), false),
         };
         self.put(id, launch, Seen { line, up: false, lost });
+    }
+
+    fn damaged_words(&self, id: MachineId) -> String {
+        format!(
+            "its launch record is missing or damaged, so the age of its disk is unknown; the disk is kept in {}: machine \
+             move takes it along as it is, machine delete gives it up",
+            self.dir(id).display()
+        )
     }
 
     /// One that lives and does not answer must not wake up later beside a successor. (One that is just exiting has done

@@ -10,9 +10,10 @@ mod entry;
 mod exec;
 mod logs;
 mod sweep;
+mod usage;
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -98,12 +99,11 @@ impl ContainerRuntime {
             .ok_or_else(|| start("the image's directory has a name that is not UTF-8"))?;
         let dir = self.shared.dir(launch.id);
         let make = || -> io::Result<()> {
-            for (dir, mode) in [(dir.clone(), 0o700), (dir.join(UPPER), 0o755), (dir.join(WORK), 0o700)] {
-                fs::DirBuilder::new().recursive(true).mode(mode).create(&dir)?;
-            }
-            let temporary = dir.join(format!("{LAUNCH}.tmp"));
-            fs::write(&temporary, fabric::wire::encode(&record))?;
-            fs::rename(&temporary, dir.join(LAUNCH))
+            let directory = |dir: &Path, mode| fs::DirBuilder::new().recursive(true).mode(mode).create(dir);
+            directory(&dir, 0o700)?;
+            write_durably(&dir, LAUNCH, &fabric::wire::encode(&record))?;
+            directory(&dir.join(UPPER), 0o755)?;
+            directory(&dir.join(WORK), 0o700)
         };
         make().map_err(io_error(format!("prepare {}", dir.display())))?;
         Ok(record)
@@ -207,6 +207,17 @@ impl ContainerRuntime {
         let connected = timeout(CONNECT_TIMEOUT, socket.connect(SocketAddr::new(ip, port))).await;
         Ok(connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())))
     }
+}
+
+/// Replaces a file of a machine's directory; the file and the directory are on the disk when this returns.
+fn write_durably(dir: &Path, name: &str, content: &[u8]) -> io::Result<()> {
+    let temporary = dir.join(format!("{name}.tmp"));
+    let mut file = fs::File::create(&temporary)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&temporary, dir.join(name))?;
+    fs::File::open(dir)?.sync_all()?;
+    dir.parent().map_or(Ok(()), |machines| fs::File::open(machines)?.sync_all())
 }
 
 #[async_trait]
@@ -345,6 +356,13 @@ impl Runtime for ContainerRuntime {
 
     fn writable_layer(&self, id: MachineId) -> PathBuf {
         self.shared.dir(id).join(UPPER)
+    }
+
+    async fn layer_bytes(&self, id: MachineId) -> Result<u64, RuntimeError> {
+        let upper = self.writable_layer(id);
+        let counted = tokio::task::spawn_blocking(move || usage::tree_bytes(&upper)).await;
+        let counted = counted.unwrap_or_else(|panic| Err(io::Error::other(panic)));
+        counted.map_err(io_error(format!("measure the disk of machine {id:?}")))
     }
 
     fn watch(&self) -> watch::Receiver<u64> {

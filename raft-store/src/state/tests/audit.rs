@@ -3,7 +3,13 @@ use super::*;
 const KEY: Option<IdempotencyKey> = Some(IdempotencyKey([5; 16]));
 
 fn create(id: u8, text: &str) -> Command {
-    Command::CreateMachine { id: machine_id(id), tenant: name("default"), name: name(text), spec: Box::new(spec(GIB)) }
+    Command::CreateMachine {
+        id: machine_id(id),
+        tenant: name("default"),
+        name: name(text),
+        spec: Box::new(spec(GIB)),
+        desired: Desired::Running,
+    }
 }
 
 fn actor(subject: &str) -> Actor {

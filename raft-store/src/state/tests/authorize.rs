@@ -75,6 +75,7 @@ fn a_tenants_token_speaks_for_its_tree() {
         tenant: name(tenant),
         name: name("m"),
         spec: Box::new(spec(GIB)),
+        desired: Desired::Running,
     };
     assert_eq!(ask(create("default")), denied);
     assert!(ask(create("sub")).is_ok());

@@ -1,7 +1,30 @@
 use super::*;
 
 fn create(n: u8, text: &str, spec: MachineSpec) -> Command {
-    Command::CreateMachine { id: machine_id(n), tenant: name("default"), name: name(text), spec: Box::new(spec) }
+    Command::CreateMachine {
+        id: machine_id(n),
+        tenant: name("default"),
+        name: name(text),
+        spec: Box::new(spec),
+        desired: Desired::Running,
+    }
+}
+
+#[test]
+fn a_machine_may_be_made_stopped() {
+    let mut world = World::new();
+    let made = |desired| Command::CreateMachine {
+        id: machine_id(1),
+        tenant: name("default"),
+        name: name("web"),
+        spec: Box::new(spec(GIB)),
+        desired,
+    };
+    assert_eq!(world.no(made(Desired::Deleted)), codes::INVALID);
+    world.ok(made(Desired::Stopped));
+    assert_eq!((world.machine(1).desired, world.state.unplaced().count()), (Desired::Stopped, 0));
+    world.ok(desire(1, Desired::Running));
+    assert_eq!(world.state.unplaced().count(), 1);
 }
 
 #[test]
@@ -24,7 +47,13 @@ fn a_machine_needs_what_it_names() {
     assert_eq!(world.no(create(1, "web", MachineSpec { pinned: Some(node_id(9)), ..spec(GIB) })), codes::NOT_FOUND);
     assert_eq!(world.no(create(1, "web", spec(1))), codes::INVALID);
     let tenant = name("nobody");
-    let nobody = Command::CreateMachine { id: machine_id(1), tenant, name: name("web"), spec: Box::new(spec(GIB)) };
+    let nobody = Command::CreateMachine {
+        id: machine_id(1),
+        tenant,
+        name: name("web"),
+        spec: Box::new(spec(GIB)),
+        desired: Desired::Running,
+    };
     assert_eq!(world.no(nobody), codes::NOT_FOUND);
 }
 

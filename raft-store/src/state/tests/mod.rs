@@ -162,7 +162,13 @@ impl World {
     /// Creates machine `n` as `m<n>`.
     pub fn create(&mut self, n: u8, spec: MachineSpec) {
         let (tenant, name) = (name("default"), name(&format!("m{n}")));
-        self.ok(Command::CreateMachine { id: machine_id(n), tenant, name, spec: Box::new(spec) });
+        self.ok(Command::CreateMachine {
+            id: machine_id(n),
+            tenant,
+            name,
+            spec: Box::new(spec),
+            desired: Desired::Running,
+        });
     }
 
     /// Creates machine `n`, places it on node `on` and has it confirmed.

@@ -49,6 +49,46 @@ fn a_refusal_says_what_is_missing() {
 }
 
 #[test]
+fn a_port_of_a_node_is_one_machines() {
+    let with = |ip: Option<[u8; 4]>, host_port| {
+        let publish = vec![Publish { ip: ip.map(Into::into), host_port, machine_port: 80 }];
+        MachineSpec { publish, ..spec(GIB) }
+    };
+    let mut world = World::new();
+    world.run(1, with(None, 8080), 2);
+    world.create(2, with(Some([127, 0, 0, 1]), 8080));
+    assert_eq!(refused(&world.place(2, &[2])), (codes::NO_NODE, "port 8080 of n2 is taken by machine m1"));
+    assert_eq!(world.machine(2).waiting.as_deref(), Some("port 8080 of n2 is taken by machine m1"));
+    assert_eq!(world.place(2, &[2, 3]), PlaceResult::Placed { machine: machine_id(2), node: node_id(3), epoch: 1 });
+    // Another address of the same node is another port, and so is another number.
+    world.create(3, with(Some([10, 0, 0, 1]), 8080));
+    world.create(4, with(None, 8081));
+    assert!(matches!(world.place(3, &[3]), PlaceResult::Placed { .. }));
+    assert!(matches!(world.place(4, &[3]), PlaceResult::Placed { .. }));
+    // A move keeps to it as well, from its announcement on.
+    assert_eq!(world.no(move_begin(1, 1, 7, 3)), codes::NO_NODE);
+    world.ok(move_begin(1, 1, 7, 1));
+    world.create(5, with(None, 8080));
+    assert_eq!(refused(&world.place(5, &[1])).1, "port 8080 of n1 is taken by machine m1");
+    // Who goes gives its ports back.
+    world.ok(move_abort(1, 1, 7));
+    assert!(matches!(world.place(5, &[1]), PlaceResult::Placed { .. }));
+}
+
+#[test]
+fn a_machine_bound_to_a_lost_node_says_so() {
+    let mut world = World::new();
+    world.run(1, MachineSpec { pinned: Some(node_id(2)), ..spec(GIB) }, 2);
+    world.ok(takeover(1, 1, 2, &[], 1));
+    let waiting = world.machine(1).waiting.clone().unwrap();
+    assert_eq!(waiting, "pinned to n2, which does not answer: it runs again when n2 is back");
+    world.ok(remove(2, true));
+    world.ok(takeover(1, 1, 2, &[], 1));
+    let waiting = world.machine(1).waiting.clone().unwrap();
+    assert!(waiting.ends_with("which was removed from the cluster: delete it and make it anew"), "{waiting}");
+}
+
+#[test]
 fn nodes_that_may_not_take_machines_are_passed_over() {
     let mut world = World::new();
     world.create(1, MachineSpec { pinned: Some(node_id(1)), ..spec(GIB) });

@@ -23,9 +23,18 @@ fn revision() -> impl Strategy<Value = Option<u64>> {
 }
 
 fn any_spec() -> impl Strategy<Value = Box<MachineSpec>> {
-    (1u64..6, any::<bool>(), proptest::option::weighted(0.2, small())).prop_map(|(gib, exclusive, pinned)| {
-        Box::new(MachineSpec { exclusive, pinned: pinned.map(node_id), ..spec(gib * GIB) })
-    })
+    let port = proptest::collection::btree_set((proptest::option::of(1u8..3), 80u16..82), 0..3);
+    (1u64..6, any::<bool>(), proptest::option::weighted(0.2, small()), port).prop_map(
+        |(gib, exclusive, pinned, ports)| {
+            let publish = |(ip, host_port): (Option<u8>, u16)| Publish {
+                ip: ip.map(|last| [127, 0, 0, last].into()),
+                host_port,
+                machine_port: 80,
+            };
+            let publish = ports.into_iter().map(publish).collect();
+            Box::new(MachineSpec { exclusive, pinned: pinned.map(node_id), publish, ..spec(gib * GIB) })
+        },
+    )
 }
 
 fn quota() -> impl Strategy<Value = Quota> {
@@ -106,11 +115,12 @@ fn machine_command() -> impl Strategy<Value = Command> {
     use crate::command::CommandV1::*;
     let m = || small().prop_map(machine_id);
     prop_oneof![
-        4 => (small(), small(), tenant(), any_spec()).prop_map(|(id, n, tenant, spec)| CreateMachine {
+        4 => (small(), small(), tenant(), any_spec(), desired()).prop_map(|(id, n, tenant, spec, desired)| CreateMachine {
             id: machine_id(id),
             tenant,
             name: name(&format!("m{n}")),
-            spec
+            spec,
+            desired
         }),
         2 => (m(), desired(), revision())
             .prop_map(|(machine, desired, expected_revision)| SetDesired { machine, desired, expected_revision }),

@@ -19,6 +19,7 @@ fn create(n: u8, tenant: &str, memory_bytes: u64) -> Command {
         tenant: name(tenant),
         name: machine,
         spec: Box::new(spec(memory_bytes)),
+        desired: Desired::Running,
     }
 }
 
