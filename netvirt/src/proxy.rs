@@ -18,7 +18,8 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
 use crate::limits::{
-    ACCEPT_PAUSE, BACKLOG, CONNECT_TIMEOUT, CONNECTIONS_PER_PORT_MAX, COPY_BYTES, DRAIN, HALF_CLOSED_IDLE_MAX, STALLED_MAX,
+    ACCEPT_PAUSE, BACKLOG, CONNECT_TIMEOUT, CONNECTIONS_PER_PORT_MAX, COPY_BYTES, DRAIN, HALF_CLOSED_IDLE_MAX,
+    STALLED_MAX,
 };
 
 /// Why a port does not lead anywhere.
