@@ -57,6 +57,9 @@ pub const GOSSIP_MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub const DATAGRAM_BYTES_MAX: usize = 1100;
 /// Requests of one peer served at once; a further one waits in its own stream.
 pub const PEER_STREAMS_MAX: u32 = 256;
+/// Streams of one connection that its acceptor serves at once. Fewer than QUIC lets in, so that a further one hears why it
+/// is refused instead of waiting for nothing.
+pub const STREAMS_OPEN_MAX: usize = 192;
 /// Connections a node keeps open.
 pub const CONNECTIONS_MAX: usize = 2_048;
 /// Handshakes under way at once.

@@ -12,6 +12,9 @@ pub const COPY_BYTES: usize = 64 * 1024;
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// After one side has ended, the other has this long without any traffic before the connection is given up.
 pub const HALF_CLOSED_IDLE_MAX: Duration = Duration::from_secs(300);
+/// A side that takes none of what waits for it this long ends the connection: meanwhile nobody sees whether the other side
+/// has gone.
+pub const STALLED_MAX: Duration = Duration::from_secs(3600);
 /// A listener that cannot accept (no descriptors left) waits this long before it tries again.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A dropped proxy's connections may go on this long.

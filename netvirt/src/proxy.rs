@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 
 use crate::limits::{
     ACCEPT_PAUSE, BACKLOG, CONNECT_TIMEOUT, CONNECTIONS_PER_PORT_MAX, COPY_BYTES, DRAIN, HALF_CLOSED_IDLE_MAX,
+    STALLED_MAX,
 };
 
 /// Why a port does not lead anywhere.
@@ -199,7 +200,7 @@ where
     };
     tokio::select! {
         biased;
-        result = join(client, machine, HALF_CLOSED_IDLE_MAX) => {
+        result = join(client, machine, Patience::DEFAULT) => {
             if let Err(error) = result {
                 tracing::trace!(%error, port, "a forwarded connection broke");
             }
@@ -208,12 +209,26 @@ where
     }
 }
 
-/// Copies both ways until both sides have ended. An end on one side is passed on; then the other side may stay silent
-/// for `patience` at most, so that a peer which never ends does not hold the connection for ever.
+/// How long a connection is held that may be over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// After one side has ended: the other one says nothing.
+    pub silent: Duration,
+    /// One side takes nothing of what waits for it.
+    pub stalled: Duration,
+}
+
+impl Patience {
+    /// What forwarded connections get.
+    pub const DEFAULT: Patience = Patience { silent: HALF_CLOSED_IDLE_MAX, stalled: STALLED_MAX };
+}
+
+/// Copies both ways until both sides have ended. An end on one side is passed on; then the other side has some patience,
+/// so that a peer which never ends does not hold the connection for ever.
 ///
 /// # Errors
-/// When either side breaks: both are closed.
-pub async fn join<A, B>(one: A, two: B, patience: Duration) -> io::Result<()>
+/// When either side breaks, or patience ends: both are closed.
+pub async fn join<A, B>(one: A, two: B, patience: Patience) -> io::Result<()>
 where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
@@ -231,13 +246,13 @@ async fn copy(
     to: &mut (impl AsyncWrite + Unpin),
     ended: &watch::Sender<bool>,
     mut other_ended: watch::Receiver<bool>,
-    patience: Duration,
+    patience: Patience,
 ) -> io::Result<()> {
     let mut buffer = vec![0; COPY_BYTES];
     loop {
         let silent = async {
             let _ = other_ended.wait_for(|ended| *ended).await;
-            tokio::time::sleep(patience).await;
+            tokio::time::sleep(patience.silent).await;
         };
         let read = tokio::select! {
             biased;
@@ -247,7 +262,14 @@ async fn copy(
         if read == 0 {
             break;
         }
-        to.write_all(&buffer[..read]).await?;
+        let mut left = &buffer[..read];
+        while !left.is_empty() {
+            let written = tokio::time::timeout(patience.stalled, to.write(left)).await;
+            match written.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                written => left = &left[written..],
+            }
+        }
         to.flush().await?;
     }
     to.shutdown().await?;
@@ -327,7 +349,20 @@ mod tests {
         let (near, mut client) = tokio::io::duplex(64);
         let (machine, _silent) = tokio::io::duplex(64);
         client.shutdown().await.unwrap();
-        let error = join(near, machine, Duration::from_millis(20)).await.unwrap_err();
+        let patience = Patience { silent: Duration::from_millis(20), ..Patience::DEFAULT };
+        let error = join(near, machine, patience).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn a_side_that_takes_nothing_is_given_up_though_the_other_is_not_heard() {
+        let (near, mut client) = tokio::io::duplex(64);
+        let (machine, _deaf) = tokio::io::duplex(64);
+        let patience = Patience { stalled: Duration::from_millis(20), ..Patience::DEFAULT };
+        let joined = tokio::spawn(join(near, machine, patience));
+        // More than fits anywhere on the way, so that nobody reads the end that follows it.
+        let flood = tokio::spawn(async move { client.write_all(&vec![0; 4 * COPY_BYTES]).await });
+        assert_eq!(joined.await.unwrap().unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert!(flood.await.unwrap().is_err());
     }
 }

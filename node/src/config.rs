@@ -22,6 +22,8 @@ pub const ADMIN_SOCKET: &str = "/run/smartnode/admin.sock";
 pub const CA_FILE: &str = "ca.pem";
 /// Locked by the daemon that uses the data directory.
 pub const LOCK_FILE: &str = "lock";
+/// Unix socket of the admin port in another data directory than the usual one.
+pub const SOCKET_FILE: &str = "admin.sock";
 /// Port of the fabric (UDP).
 pub const FABRIC_PORT: u16 = 7420;
 /// Port of the admin API (TCP, loopback).
@@ -57,7 +59,7 @@ pub struct PlaceArgs {
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Node options")]
 pub struct NodeArgs {
-    /// The node's name [default: the host's name]
+    /// The node's name, for good [default: the host's name]
     #[arg(long, env = "SMARTNODE_NAME", value_name = "NAME")]
     pub name: Option<Name>,
     /// UDP address to listen on for peers [default: 0.0.0.0:7420]
@@ -75,10 +77,10 @@ pub struct NodeArgs {
     /// Further host names under which the admin port may be used (repeatable)
     #[arg(long = "admin-name", env = "SMARTNODE_ADMIN_NAMES", value_delimiter = ',', value_name = "HOST")]
     pub admin_names: Vec<String>,
-    /// Failure domain: machines of one group are spread over zones
+    /// Failure domain: machines of one group (label service) are spread over zones; can be changed at a start
     #[arg(long, env = "SMARTNODE_ZONE", value_name = "ZONE")]
     pub zone: Option<String>,
-    /// Label of the node (repeatable) [env: SMARTNODE_LABELS=K=V,K=V]
+    /// Label of the node (repeatable); can be changed at a start [env: SMARTNODE_LABELS=K=V,K=V]
     #[arg(long = "label", value_name = "K=V", value_parser = units::key_value)]
     pub labels: Vec<(String, String)>,
     /// Labels from the environment, where a comma parts them
@@ -122,7 +124,7 @@ pub struct NodeOptions {
     pub admin_socket: PathBuf,
     /// Further names that the Host header may have.
     pub admin_names: Vec<String>,
-    /// Failure domain; none means none at `init` and `join`, the recorded one at `start`.
+    /// Failure domain; none means none at `init` and `join`, the recorded one at `start`, where another one replaces it.
     pub zone: Option<String>,
     /// Labels; none means none at `init` and `join`, the recorded ones at `start`.
     pub labels: Option<Labels>,
@@ -231,7 +233,7 @@ impl PlaceArgs {
 }
 
 fn default_socket(data_dir: &Path) -> PathBuf {
-    if data_dir == Path::new(DATA_DIR) { ADMIN_SOCKET.into() } else { data_dir.join("admin.sock") }
+    if data_dir == Path::new(DATA_DIR) { ADMIN_SOCKET.into() } else { data_dir.join(SOCKET_FILE) }
 }
 
 impl NodeOptions {

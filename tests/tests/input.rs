@@ -88,7 +88,9 @@ fn refuses_the_rest(socket: &Path) {
         ("POST /v1/tenants", r#"{"name":"a","parent":"nobody"}"#, 404, "nobody"),
         ("DELETE /v1/tenants/default", "{}", 409, "1 machine,"),
         ("DELETE /v1/tenants/nobody", "{}", 404, "nobody"),
-        ("POST /v1/tenants/default/images", r#"{"name":"x","from_host":["/bin/nothing"]}"#, 409, "/bin/nothing"),
+        ("POST /v1/tenants/default/images", r#"{"name":"x","from_host":["/bin/nothing"]}"#, 404, "/bin/nothing"),
+        ("POST /v1/tenants/default/images", r#"{"name":"x","from_host":["bin/sh"]}"#, 422, "bin/sh"),
+        ("POST /v1/tenants/default/images", r#"{"name":"x","from_host":["/proc/self"]}"#, 422, "/proc/self"),
         ("POST /v1/tenants/default/images", r#"{"name":"x","from_host":[]}"#, 422, "0"),
         ("DELETE /v1/tenants/default/images/base", "{}", 409, "base"),
         ("DELETE /v1/tenants/default/images/none", "{}", 404, "none"),
@@ -113,6 +115,16 @@ fn what_cannot_be_is_refused_by_name_and_with_a_next_step() {
     let socket = cluster.lab.host(0).admin_socket();
     refuses_machines(&socket);
     refuses_the_rest(&socket);
+    // The node's own keys, by their directory and by one that holds it.
+    let data = &cluster.lab.host(0).data_dir;
+    for path in [data.as_path(), data.parent().unwrap(), &data.join("admin.token")] {
+        let path = path.to_str().unwrap();
+        let body = json!({"name": "x", "from_host": [path]}).to_string();
+        refused(&socket, "POST /v1/tenants/default/images", &body, 403, path);
+    }
+    let dry = cluster.cli(0, &["image", "from-host", "dry", "/bin/ls", "--dry-run"]).ok();
+    assert!(dry.stderr.contains("would hold"), "{dry:?}");
+    assert_eq!(cluster.cli(0, &["image", "list", "-o", "name"]).ok().stdout, format!("{IMAGE}\n"));
     let key = format!("Idempotency-Key: {}", "k".repeat(256));
     let long = http::ask(&socket, "POST", "/v1/tenants", &[&key], r#"{"name":"k"}"#);
     assert_eq!(long.status, 422, "{long:?}");

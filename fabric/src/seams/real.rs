@@ -91,6 +91,16 @@ impl Directory {
     }
 }
 
+/// Syncs take as long as the disk does. A worker of the daemon's runtime hands its other tasks over meanwhile, so that
+/// membership and Raft do not wait for a disk.
+fn off_the_workers<T>(work: impl FnOnce() -> T) -> T {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    match Handle::try_current().map(|handle| handle.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
+    }
+}
+
 fn none_if_absent<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
@@ -112,27 +122,32 @@ impl Disk for Directory {
 
     fn write(&self, name: &str, content: &[u8]) -> io::Result<()> {
         let path = self.path(name)?;
-        self.ensure_parent(&path)?;
         let temporary = self.path(&format!("{name}.tmp"))?;
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, &path)?;
-        Self::sync_parent(&path)
+        off_the_workers(|| {
+            self.ensure_parent(&path)?;
+            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+            file.write_all(content)?;
+            file.sync_all()?;
+            std::fs::rename(&temporary, &path)?;
+            Self::sync_parent(&path)
+        })
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
         let path = self.path(name)?;
-        match none_if_absent(std::fs::remove_file(&path))? {
+        off_the_workers(|| match none_if_absent(std::fs::remove_file(&path))? {
             Some(()) => Self::sync_parent(&path),
             None => Ok(()),
-        }
+        })
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let to = self.path(to)?;
-        std::fs::rename(self.path(from)?, &to)?;
-        Self::sync_parent(&to)
+        let from = self.path(from)?;
+        off_the_workers(|| {
+            std::fs::rename(from, &to)?;
+            Self::sync_parent(&to)
+        })
     }
 
     fn exists(&self, name: &str) -> io::Result<bool> {

@@ -21,6 +21,7 @@ use crate::seams::Seams;
 pub(super) struct Clients {
     control: quinn::ClientConfig,
     bulk: quinn::ClientConfig,
+    session: quinn::ClientConfig,
     renew: quinn::ClientConfig,
 }
 
@@ -28,13 +29,19 @@ impl Clients {
     pub(super) fn new(seams: &Seams, trust: &SharedTrust, shown: &Arc<tls::Shown>) -> Self {
         let client =
             |alpn| endpoint::dialling(seams, tls::client(seams.clock.clone(), trust.clone(), shown.clone(), alpn));
-        Clients { control: client(Alpn::Control), bulk: client(Alpn::Bulk), renew: client(Alpn::Renew) }
+        Clients {
+            control: client(Alpn::Control),
+            bulk: client(Alpn::Bulk),
+            session: client(Alpn::Session),
+            renew: client(Alpn::Renew),
+        }
     }
 
     fn of(&self, alpn: Alpn) -> quinn::ClientConfig {
         match alpn {
             Alpn::Control => &self.control,
             Alpn::Bulk => &self.bulk,
+            Alpn::Session => &self.session,
             Alpn::Join | Alpn::Renew => &self.renew,
         }
         .clone()

@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use quinn::{Connection, ConnectionError, VarInt};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep};
 
 use super::{Class, Shared, fault, request};
-use crate::limits::{IDLE_TIMEOUT, KEEP_ALIVE};
+use crate::limits::{IDLE_TIMEOUT, KEEP_ALIVE, STREAMS_OPEN_MAX};
 use crate::rpc::Peer;
 
 /// First byte of a datagram that only keeps the connection alive.
@@ -32,6 +32,8 @@ pub(super) struct Link {
     /// Requests and streams of this node under way on it.
     uses: AtomicUsize,
     used: Notify,
+    /// Places for streams that the peer holds open on it.
+    pub(super) streams: Arc<Semaphore>,
 }
 
 impl fmt::Debug for Link {
@@ -62,7 +64,8 @@ impl Drop for InUse {
 impl Link {
     pub(super) fn new(connection: Connection, peer: Peer, class: Class, dialled: bool, certificate: Vec<u8>) -> Self {
         let (uses, used) = Default::default();
-        Link { connection, peer, class, dialled, since: Instant::now(), certificate, uses, used }
+        let streams = Arc::new(Semaphore::new(STREAMS_OPEN_MAX));
+        Link { connection, peer, class, dialled, since: Instant::now(), certificate, uses, used, streams }
     }
 
     pub(super) fn is_live(&self) -> bool {

@@ -1,8 +1,8 @@
 //! Everything between nodes: QUIC with mutual TLS 1.3 on one UDP port.
 //!
-//! Four protocols share the port. `control` (membership, gossip, Raft, requests) and `bulk` (images, moves) need a live
-//! member on both ends and never share a connection; `join` authenticates the server alone; `renew` also lets an
-//! expired certificate in. A peer is dialled at its address in the book and must prove the NodeId that was wanted.
+//! Five protocols share the port. `control` (membership, gossip, Raft, requests), `bulk` (images, moves) and `session`
+//! (streams that people hold open) need a live member on both ends and never share a connection, so that none of them can
+//! use up what another needs; `join` authenticates the server alone; `renew` also lets an expired certificate in. A peer is dialled at its address in the book and must prove the NodeId that was wanted.
 //! Connections are made when needed and end when unused. quinn's types stay inside.
 
 mod accept;
@@ -50,10 +50,17 @@ pub fn admin_client_tls(clock: Arc<dyn crate::seams::Clock>, cas: crate::identit
 /// Which of a peer's connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Class {
-    /// Membership, gossip, Raft, requests: small and urgent.
+    /// Membership, gossip, Raft, requests: small and urgent. No streams.
     Control,
     /// Images and moves: large and patient.
     Bulk,
+    /// Logs, programs, forwarded ports, how a move goes: open as long as somebody looks.
+    Session,
+}
+
+impl Class {
+    /// Every one.
+    const ALL: [Class; 3] = [Class::Control, Class::Bulk, Class::Session];
 }
 
 /// The protocols of the port.
@@ -62,17 +69,19 @@ enum Alpn {
     Join,
     Control,
     Bulk,
+    Session,
     Renew,
 }
 
 impl Alpn {
-    const ALL: [Alpn; 4] = [Alpn::Join, Alpn::Control, Alpn::Bulk, Alpn::Renew];
+    const ALL: [Alpn; 5] = [Alpn::Join, Alpn::Control, Alpn::Bulk, Alpn::Session, Alpn::Renew];
 
     fn name(self) -> &'static [u8] {
         match self {
             Alpn::Join => b"smartnode-join/1",
             Alpn::Control => b"smartnode-control/1",
             Alpn::Bulk => b"smartnode-bulk/1",
+            Alpn::Session => b"smartnode-session/1",
             Alpn::Renew => b"smartnode-renew/1",
         }
     }
@@ -81,6 +90,7 @@ impl Alpn {
         match class {
             Class::Control => Alpn::Control,
             Class::Bulk => Alpn::Bulk,
+            Class::Session => Alpn::Session,
         }
     }
 }
@@ -320,10 +330,11 @@ impl Transport {
         self.with_link(to, Class::Control, timeout, deadline, attempt).await
     }
 
-    /// Opens a stream with a header of at most `STREAM_HEADER_BYTES_MAX`, and waits until the peer has accepted it.
+    /// Opens a stream with a header of at most `STREAM_HEADER_BYTES_MAX`, and waits until the peer has accepted it. Never
+    /// on the control connection: what stays open would take the place of what must not wait.
     ///
     /// # Errors
-    /// As of a call.
+    /// As of a call; the peer refuses with `busy` when it serves `STREAMS_OPEN_MAX` on the connection already.
     pub async fn open(
         &self,
         to: NodeId,

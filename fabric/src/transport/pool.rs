@@ -175,9 +175,9 @@ impl Pool {
         if !self.book.contains_key(&peer) {
             self.learn(peer, link.address());
         }
-        // If the peer has restarted, its answer to this ends the connections that it forgot: those for bulk, too, which
-        // nothing else uses until a move or an image would fail on them.
-        for class in [Class::Control, Class::Bulk] {
+        // If the peer has restarted, its answer to this ends the connections that it forgot: those of other classes, too,
+        // which nothing else uses until a move or an image would fail on them.
+        for class in Class::ALL {
             self.slots.get(&(peer, class)).into_iter().flat_map(Slot::links).for_each(|other| other.poke());
         }
         let slot = self.slots.entry((peer, class)).or_default();
@@ -230,7 +230,7 @@ impl Pool {
             self.removed.insert(node);
         }
         self.book.remove(&node);
-        for class in [Class::Control, Class::Bulk] {
+        for class in Class::ALL {
             let Some(slot) = self.slots.remove(&(node, class)) else { continue };
             for link in slot.links() {
                 link.close(CLOSE_REMOVED, "removed from the cluster");

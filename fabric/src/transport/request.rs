@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::link::Link;
 use super::stream::{StreamRequest, StreamRouter};
-use super::{Shared, fault};
+use super::{Class, Shared, fault};
 use crate::limits::*;
 use crate::rpc::{Kind, Refusal};
 use crate::wire;
@@ -291,9 +291,24 @@ pub(super) async fn serve(shared: Arc<Shared>, link: Arc<Link>, mut send: SendSt
         }
         Tag::Stream => {
             let request = StreamRequest::new(link.peer, link.class, question.kind, question.body, send, recv);
-            StreamRouter::serve(&shared.streams, request).await;
+            match place(&link) {
+                Ok(_place) => StreamRouter::serve(&shared.streams, request).await,
+                Err(refusal) => request.refuse(refusal).await,
+            }
         }
     }
+}
+
+/// A place for a stream of the peer; free again when dropped.
+fn place(link: &Link) -> Result<OwnedSemaphorePermit, Refusal> {
+    if link.class == Class::Control {
+        return Err(Refusal::new("wrong-connection", "streams do not share the connection of Raft and membership")
+            .hint("do all nodes run one version?"));
+    }
+    link.streams.clone().try_acquire_owned().map_err(|_| {
+        let words = format!("this node serves {STREAMS_OPEN_MAX} streams of the asking node already");
+        Refusal::new("busy", words).hint("end some of them (logs --follow, exec, forward), or ask another node")
+    })
 }
 
 /// Sends one message.

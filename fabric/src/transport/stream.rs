@@ -49,6 +49,18 @@ impl Stream {
 }
 
 impl StreamWriter {
+    /// Returns once the peer has stopped reading before the end, or the connection has ended. Whoever writes seldom learns it
+    /// here and not by writing.
+    pub fn abandoned(&self) -> impl Future<Output = ()> + Send + use<> {
+        let stopped = self.send.stopped();
+        async move {
+            // Read to its end: that is no reason to give up the other direction.
+            if let Ok(None) = stopped.await {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
     /// Ends the stream and waits until the peer has everything.
     ///
     /// # Errors

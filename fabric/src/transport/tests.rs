@@ -22,6 +22,7 @@ const ECHO: Kind = 50;
 const SLOW: Kind = 51;
 const PIPE: Kind = 52;
 const NOTE: Kind = 53;
+const SILENT: Kind = 54;
 const SECOND: Duration = Duration::from_secs(1);
 
 fn loopback() -> SocketAddr {
@@ -86,6 +87,7 @@ impl Cluster {
         let mut handlers = Handlers::default();
         serve_test_requests(&mut handlers.router, served.clone());
         handlers.streams.on(PIPE, pipe);
+        handlers.streams.on(SILENT, silent);
         handlers.streams.on_message(NOTE, move |peer, body| {
             let note = note.clone();
             async move { note.send((peer, body)).await.unwrap() }
@@ -171,6 +173,12 @@ async fn pipe(request: StreamRequest) {
     let Ok(count) = tokio::io::copy(&mut stream.reader, &mut stream.writer).await else { return };
     stream.writer.write_all(&count.to_le_bytes()).await.unwrap();
     stream.writer.finish().await.unwrap();
+}
+
+/// Says nothing as long as somebody listens.
+async fn silent(request: StreamRequest) {
+    let Ok(stream) = request.accept().await else { return };
+    stream.writer.abandoned().await;
 }
 
 impl Node {
@@ -388,9 +396,9 @@ async fn a_restarted_peer_is_noticed_at_once() {
 }
 
 #[tokio::test]
-async fn streams_carry_ten_megabytes_on_both_kinds_of_connection() {
+async fn streams_carry_ten_megabytes() {
     let (a, b) = Cluster::new().pair();
-    for class in [Class::Control, Class::Bulk] {
+    for class in [Class::Session, Class::Bulk] {
         let stream = a.transport.open(b.id(), class, PIPE, b"header".to_vec(), 5 * SECOND).await.unwrap();
         let Stream { mut reader, mut writer } = stream;
         let content: Vec<u8> = (0..10_000_000u32).map(|n| (n % 251) as u8).collect();
@@ -406,20 +414,41 @@ async fn streams_carry_ten_megabytes_on_both_kinds_of_connection() {
         assert!(body == content, "{class:?}");
         assert_eq!(count, 10_000_000u64.to_le_bytes());
     }
-    assert_eq!(a.links_to(&b), 2, "bulk has a connection of its own");
+    assert_eq!(a.links_to(&b), 2, "bulk and sessions have a connection each");
 }
 
 #[tokio::test]
 async fn a_refused_stream_and_a_broken_one_are_told() {
     let (a, b) = Cluster::new().pair();
-    let refused = a.transport.open(b.id(), Class::Control, PIPE, b"refuse me".to_vec(), SECOND).await.unwrap_err();
+    let refused = a.transport.open(b.id(), Class::Session, PIPE, b"refuse me".to_vec(), SECOND).await.unwrap_err();
     assert!(matches!(refused, CallError::Refused(ref refusal) if refusal.code == "no-such-pipe"), "{refused:?}");
-    let unknown = a.transport.open(b.id(), Class::Control, 999, vec![], SECOND).await.unwrap_err();
+    let unknown = a.transport.open(b.id(), Class::Session, 999, vec![], SECOND).await.unwrap_err();
     assert!(matches!(unknown, CallError::Refused(_)), "{unknown:?}");
     // A writer that is dropped unfinished is no end of file: the other side's copy fails, and so nothing comes back.
-    let Stream { mut reader, writer } = a.transport.open(b.id(), Class::Control, PIPE, vec![], SECOND).await.unwrap();
+    let Stream { mut reader, writer } = a.transport.open(b.id(), Class::Session, PIPE, vec![], SECOND).await.unwrap();
     drop(writer);
     assert!(reader.read_to_end(&mut vec![]).await.is_err());
+}
+
+#[tokio::test]
+async fn streams_that_stay_open_take_nothing_from_requests() {
+    let (a, b) = Cluster::new().pair();
+    let open = |class| a.transport.open(b.id(), class, SILENT, vec![], 5 * SECOND);
+    let mixed = open(Class::Control).await.unwrap_err();
+    assert!(matches!(mixed, CallError::Refused(ref refusal) if refusal.code == "wrong-connection"), "{mixed:?}");
+    let mut held = vec![];
+    for _ in 0..STREAMS_OPEN_MAX {
+        held.push(open(Class::Session).await.unwrap());
+    }
+    let full = open(Class::Session).await.unwrap_err();
+    assert!(matches!(full, CallError::Refused(ref refusal) if refusal.code == "busy"), "{full:?}");
+    assert_eq!(a.echo(&b, b"x").await.unwrap(), b"x");
+    assert_eq!(b.echo(&a, b"x").await.unwrap(), b"x");
+    // Whoever serves them has nothing to write and learns all the same that they are over.
+    held.clear();
+    let link = b.transport.shared.pool().ready(a.id(), Class::Session).unwrap();
+    eventually("its places are free", || link.streams.available_permits() == STREAMS_OPEN_MAX).await;
+    open(Class::Session).await.unwrap();
 }
 
 #[tokio::test]

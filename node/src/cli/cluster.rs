@@ -30,7 +30,7 @@ pub async fn status(session: &mut Session, args: StatusArgs) -> Result<()> {
     let status: Status = match args.wait_tolerance {
         None => session.client.get("/v1/status").await?,
         Some(wanted) => {
-            let answer = session.wait_for(&format!("/v1/status?wait_tolerance={wanted}")).await?;
+            let answer = session.wait_for(&format!("/v1/status?wait_tolerance={wanted}"), "smartnode status").await?;
             answer.ok_or_else(|| CliError::new(Exit::Failed, "the node answered nothing"))?
         }
     };
@@ -91,12 +91,13 @@ pub async fn stop(session: &mut Session, args: StopArgs) -> Result<()> {
     let body = StopNode { absence_ms: args.absence.as_millis() as u64 };
     session.write_only(Method::POST, "/v1/self/stop", &body).await?;
     if session.global.dry_run {
-        return Ok(());
+        return session.say_done("the daemon would stop; its machines would go on");
     }
     wait_until_gone(session).await?;
-    session
-        .say(&format!("stopped; its machines go on. Back within {}: smartnode start", human::duration(args.absence)));
-    Ok(())
+    session.say_done(&format!(
+        "stopped; its machines go on. Back within {}: smartnode start",
+        human::duration(args.absence)
+    ))
 }
 
 /// `leave`.
@@ -106,7 +107,7 @@ pub async fn leave(session: &mut Session, args: LeaveArgs) -> Result<()> {
     let body = LeaveCluster { purge: args.purge };
     let operation: Operation = session.write(Method::POST, "/v1/self/leave", &body).await?;
     if session.global.dry_run {
-        return Ok(());
+        return session.say_done("this node would leave its cluster");
     }
     match session.follow(operation).await {
         // The daemon ends with its membership, perhaps before its last answer.
@@ -114,8 +115,12 @@ pub async fn leave(session: &mut Session, args: LeaveArgs) -> Result<()> {
         other => drop(other?),
     }
     wait_until_gone(session).await?;
-    session.say("this node has left its cluster");
-    Ok(())
+    let mut words = "this node has left its cluster".to_owned();
+    let left = if args.purge { session.data_left() } else { vec![] };
+    if let Some((directory, names)) = left.split_first() {
+        words.push_str(&format!("; {directory} holds what is not this node's and was left: {}", names.join(", ")));
+    }
+    session.say_done(&words)
 }
 
 impl Row for Token {
@@ -180,8 +185,7 @@ pub async fn token(session: &mut Session, command: TokenCommand) -> Result<()> {
         }
         TokenCommand::Revoke { id } => {
             session.write_only(Method::DELETE, &format!("/v1/tokens/{}", segment(&id)), &json!({})).await?;
-            session.say_done(&format!("token {id} is revoked"));
-            Ok(())
+            session.say_done(&format!("token {id} is revoked"))
         }
     }
 }
@@ -215,8 +219,7 @@ pub async fn tenant(session: &mut Session, command: TenantCommand) -> Result<()>
         TenantCommand::Delete { name } => {
             session.confirm(&format!("Delete the tenant {name}"))?;
             session.write_only(Method::DELETE, &format!("/v1/tenants/{}", segment(&name)), &json!({})).await?;
-            session.say_done(&format!("tenant {name} is deleted"));
-            Ok(())
+            session.say_done(&format!("tenant {name} is deleted"))
         }
     }
 }

@@ -4,24 +4,25 @@
 use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 use super::Daemon;
 use super::args::{Global, NodeRun};
 use super::error::{CliError, Exit};
+use super::logfile::{self, LOG_FILE, LogFile};
 use super::progress::Progress;
 use super::session::own_token;
 use crate::api::client::{Address, Client};
 use crate::api::types::Status;
 use crate::config::{LogFormat, NodeOptions, Start};
 
-/// Log of a daemon in the background, in its data directory.
-pub const LOG_FILE: &str = "smartnode.log";
 /// Set for a daemon in the background: it leaves the terminal's session.
 const DETACHED: &str = "SMARTNODE_DETACHED";
 /// Last bytes of the log that are shown when a daemon did not get ready.
@@ -35,11 +36,13 @@ pub fn run(global: &Global, run: NodeRun, daemon: Daemon) -> Result<(), CliError
     if run.detach {
         return detach(global, &options, &run.start);
     }
+    let mut file = None;
     if std::env::var_os(DETACHED).is_some() {
         // Fails only for the leader of a group, which is then no terminal's either.
         let _ = nix::unistd::setsid();
+        file = Some(LogFile::of_process(&options.data_dir)?);
     }
-    log(options.log_format);
+    log(options.log_format, file);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers()).enable_all().build()?;
     runtime.block_on(daemon(options, run.start))
 }
@@ -50,12 +53,17 @@ fn workers() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2))
 }
 
-/// The log goes to stderr; `SMARTNODE_LOG` chooses what.
-fn log(format: LogFormat) {
+/// The log goes to stderr, or to the file of a daemon in the background; `SMARTNODE_LOG` chooses what.
+fn log(format: LogFormat, file: Option<LogFile>) {
     let filter = EnvFilter::try_from_env("SMARTNODE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let ansi = file.is_none() && std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let writer = match file {
+        Some(file) => BoxMakeWriter::new(Mutex::new(file)),
+        None => BoxMakeWriter::new(std::io::stderr),
+    };
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
     match format {
-        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Text => builder.with_ansi(ansi).init(),
         LogFormat::Json => builder.json().init(),
     }
 }
@@ -64,7 +72,7 @@ fn log(format: LogFormat) {
 fn detach(global: &Global, options: &NodeOptions, start: &Start) -> Result<(), CliError> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&options.data_dir)?;
     let log = options.data_dir.join(LOG_FILE);
-    let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(&log)?;
+    let mut file = logfile::open(&log)?;
     let begin = file.seek(SeekFrom::End(0))?;
     let mut command = Command::new(std::env::current_exe()?);
     command.args(arguments_of_the_daemon(std::env::args_os().skip(1)));
@@ -158,6 +166,8 @@ fn tail(log: &Path, begin: u64) -> String {
     let read = || -> std::io::Result<Vec<u8>> {
         let mut file = OpenOptions::new().read(true).open(log)?;
         let end = file.seek(SeekFrom::End(0))?;
+        // A log that was put aside meanwhile begins anew.
+        let begin = if begin > end { 0 } else { begin };
         file.seek(SeekFrom::Start(begin.max(end.saturating_sub(LOG_TAIL_BYTES))))?;
         let mut bytes = Vec::new();
         file.take(LOG_TAIL_BYTES).read_to_end(&mut bytes)?;

@@ -26,6 +26,8 @@ pub enum Exit {
     Timeout = 6,
     /// The daemon or the quorum cannot be reached.
     Unreachable = 7,
+    /// The user waits no longer: the code that shells give for an interrupt.
+    Interrupted = 130,
 }
 
 impl From<Exit> for ExitCode {

@@ -30,10 +30,15 @@ pub async fn run(session: &mut Session, command: ImageCommand) -> Result<(), Cli
     match command {
         ImageCommand::FromHost { name, paths } => {
             let progress = Progress::new(session.global.quiet);
-            progress.say(&format!("packing {}", paths.join(", ")));
+            let verb = if session.global.dry_run { "looking at" } else { "packing" };
+            progress.say(&format!("{verb} {}", paths.join(", ")));
             let path = session.tenant_path("images");
             let image: Image = session.write(Method::POST, &path, &CreateImage { name, from_host: paths }).await?;
             drop(progress);
+            if session.global.dry_run {
+                let size = human::bytes(image.size_bytes);
+                session.say(&format!("image {} would hold {size} and be {}", image.name, image.digest));
+            }
             output::one(output, &image, &image.name, || format!("{}\n", image.name))
         }
         ImageCommand::List(args) => {
@@ -44,8 +49,7 @@ pub async fn run(session: &mut Session, command: ImageCommand) -> Result<(), Cli
             session.confirm(&format!("Delete the image {name} of tenant {}", session.global.tenant()))?;
             let path = session.tenant_path(&format!("images/{}", segment(&name)));
             session.write_only(Method::DELETE, &path, &json!({})).await?;
-            session.say_done(&format!("image {name} is deleted"));
-            Ok(())
+            session.say_done(&format!("image {name} is deleted"))
         }
     }
 }

@@ -127,7 +127,10 @@ async fn create(session: &mut Session, args: CreateArgs) -> Result<()> {
 /// Waits for a state; none when it is gone as wanted.
 async fn wait(session: &mut Session, name: &str, wanted: &str) -> Result<Option<Machine>> {
     let path = path(session, name, &format!("?wait={wanted}"));
-    Ok(session.wait_for::<Answer<Machine>>(&path).await?.map(|answer| answer.item))
+    Ok(session
+        .wait_for::<Answer<Machine>>(&path, &format!("smartnode machine inspect {name}"))
+        .await?
+        .map(|answer| answer.item))
 }
 
 async fn desire(session: &mut Session, name: &str, verb: &str, wanted: Option<&str>) -> Result<()> {

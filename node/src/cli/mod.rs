@@ -10,6 +10,7 @@ mod daemon;
 mod demo;
 mod error;
 mod image;
+mod logfile;
 mod machine;
 mod node;
 mod output;
@@ -29,6 +30,7 @@ use crate::config::{NodeOptions, Start};
 
 pub use args::{Cli, Command};
 pub use error::{CliError, Exit};
+pub use logfile::{LOG_FILE, LOG_FILE_OLD};
 use session::Session;
 
 /// Runs a node until it is told to stop: `smartnode::node` gives it, so that this module knows nothing of a node.

@@ -88,8 +88,7 @@ pub async fn run(session: &mut Session, command: NodeCommand) -> Result<(), CliE
             session.confirm(&format!("Remove the node {node} for good"))?;
             let query = if force { "?force=true" } else { "" };
             session.write_only(Method::DELETE, &path(&node, query), &none).await?;
-            session.say_done(&format!("node {node} is removed"));
-            Ok(())
+            session.say_done(&format!("node {node} is removed"))
         }
     }
 }

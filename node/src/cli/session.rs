@@ -10,8 +10,9 @@ use fabric::identity::Trust;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::args::Global;
+use super::args::{Global, Output};
 use super::error::{CliError, Exit};
+use super::output;
 use super::progress::Progress;
 use crate::api::client::{Address, Client, segment};
 use crate::api::failure::{Class, Failure};
@@ -50,6 +51,17 @@ fn read_token(path: &Path) -> io::Result<String> {
     Ok(text.trim().to_owned())
 }
 
+/// The token of a file that the user named. One that others can read is refused, as ssh does with its keys.
+fn named_token(path: &Path) -> Result<String, CliError> {
+    use std::os::unix::fs::MetadataExt;
+    if std::fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.mode() & 0o077 != 0) {
+        let words = format!("the token file {} is open to other users of this host", path.display());
+        return Err(CliError::new(Exit::Denied, words).hint(format!("chmod 600 {}", path.display())));
+    }
+    read_token(path)
+        .map_err(|error| CliError::new(Exit::Usage, format!("cannot read the token file {}: {error}", path.display())))
+}
+
 /// The operator's token of the node itself, for who may read it.
 pub fn own_token(data_dir: &Path) -> Option<String> {
     read_token(&data_dir.join(TOKEN_FILE)).ok().filter(|token| !token.is_empty())
@@ -80,9 +92,7 @@ impl Session {
         let address = global.admin.clone().unwrap_or(Address::Unix(socket));
         let token = match &global.token_file {
             Some(path) if path == Path::new("-") => Some(first_line_of_stdin()?),
-            Some(path) => Some(read_token(path).map_err(|error| {
-                CliError::new(Exit::Usage, format!("cannot read the token file {}: {error}", path.display()))
-            })?),
+            Some(path) => Some(named_token(path)?),
             // Root needs none at the socket; who may read the node's own token may use it.
             None if matches!(address, Address::Unix(_)) && nix::unistd::geteuid().is_root() => None,
             // What opens this host's node is shown to no other.
@@ -106,10 +116,22 @@ impl Session {
         }
     }
 
-    /// Says what a write has done, unless it was a dry run.
-    pub fn say_done(&self, words: &str) {
-        if !self.global.dry_run {
-            self.say(words);
+    /// Says what a write has done, which has no data of its own: programs that read the data are told in its shape.
+    ///
+    /// # Errors
+    /// When stdout is gone.
+    pub fn say_done(&self, words: &str) -> Result<(), CliError> {
+        let done = !self.global.dry_run;
+        match self.global.output {
+            Output::Json | Output::Yaml => {
+                output::inspect(self.global.output, &serde_json::json!({ "done": done, "message": words }), "")
+            }
+            Output::Table | Output::Name => {
+                if done {
+                    self.say(words);
+                }
+                Ok(())
+            }
         }
     }
 
@@ -121,6 +143,21 @@ impl Session {
         }
         let Ok(file) = std::fs::File::open(data_dir.join(LOCK_FILE)) else { return true };
         nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockSharedNonblock).is_ok()
+    }
+
+    /// What is still in the data directory, after its path, where that can be seen from here. Nothing when it is gone.
+    pub fn data_left(&self) -> Vec<String> {
+        let Ok((data_dir, socket)) = self.global.place.resolve() else { return vec![] };
+        if *self.client.address() != Address::Unix(socket) {
+            return vec![];
+        }
+        let entries = std::fs::read_dir(&data_dir).into_iter().flatten().flatten();
+        let mut left: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        left.sort();
+        if !left.is_empty() {
+            left.insert(0, data_dir.display().to_string());
+        }
+        left
     }
 
     fn say_dry(&self) {
@@ -195,11 +232,19 @@ impl Session {
     }
 
     /// Asks again and again for what one request waits for a while, until `--timeout`. `path` lacks its `timeout_ms`.
-    /// None when the API answered that it is gone, as wanted.
+    /// None when the API answered that it is gone, as wanted. `look` shows how far it is, for a user who waits no longer.
     ///
     /// # Errors
     /// Those of the API; `timeout` with the last reason.
-    pub async fn wait_for<T: DeserializeOwned>(&mut self, path: &str) -> Result<Option<T>, CliError> {
+    pub async fn wait_for<T: DeserializeOwned>(&mut self, path: &str, look: &str) -> Result<Option<T>, CliError> {
+        tokio::select! {
+            biased;
+            interrupted = interrupted(look) => Err(interrupted),
+            waited = self.wait_on(path) => waited,
+        }
+    }
+
+    async fn wait_on<T: DeserializeOwned>(&mut self, path: &str) -> Result<Option<T>, CliError> {
         let progress = Progress::new(self.global.quiet);
         let deadline = tokio::time::Instant::now() + self.global.timeout;
         // A look now and then, so that the progress moves.
@@ -228,6 +273,18 @@ impl Session {
     /// # Errors
     /// The operation's own; those of the API; `timeout`.
     pub async fn follow(&mut self, operation: Operation) -> Result<Operation, CliError> {
+        let look = match operation.kind.as_str() {
+            "move" => format!("smartnode machine inspect {}", operation.subject),
+            _ => format!("smartnode node inspect {}", operation.subject),
+        };
+        tokio::select! {
+            biased;
+            interrupted = interrupted(&look) => Err(interrupted),
+            followed = self.follow_on(operation) => followed,
+        }
+    }
+
+    async fn follow_on(&mut self, operation: Operation) -> Result<Operation, CliError> {
         let progress = Progress::new(self.global.quiet);
         let mut seen = operation;
         let deadline = tokio::time::Instant::now() + self.global.timeout;
@@ -257,4 +314,13 @@ impl Session {
             _ => Err(CliError::new(Exit::Failed, format!("{} of {} failed", seen.kind, seen.subject))),
         }
     }
+}
+
+/// Returns when the user interrupts a wait: what was asked for is not taken back by that.
+async fn interrupted(look: &str) -> CliError {
+    if tokio::signal::ctrl_c().await.is_err() {
+        // Without the signal's handler the interrupt ends this program by itself.
+        std::future::pending::<()>().await;
+    }
+    CliError::new(Exit::Interrupted, "the waiting was interrupted; what was asked for goes on").hint(look.to_owned())
 }

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::time::Duration;
 
+use netvirt::proxy::{self, Patience};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -159,7 +160,7 @@ pub async fn forward(session: &mut Session, path: &str, name: &str, (local, port
     })?;
     let places = std::sync::Arc::new(tokio::sync::Semaphore::new(FORWARDS_MAX));
     loop {
-        let (mut stream, _) = tokio::select! {
+        let (stream, _) = tokio::select! {
             biased;
             _ = tokio::signal::ctrl_c() => return Ok(()),
             accepted = listener.accept() => accepted?,
@@ -172,7 +173,7 @@ pub async fn forward(session: &mut Session, path: &str, name: &str, (local, port
             let _place = place;
             match client.upgrade(&path, &json!({})).await {
                 // Either end may break the connection at any time: that is how TCP ends.
-                Ok(mut tunnel) => drop(tokio::io::copy_bidirectional(&mut stream, &mut tunnel).await),
+                Ok(tunnel) => drop(proxy::join(stream, tunnel, Patience::DEFAULT).await),
                 Err(failure) => CliError::from(failure).print(quiet),
             }
         });

@@ -4,6 +4,7 @@
 //! and registries. Nothing here mounts anything or changes an unpacked image: machines write to layers of their own.
 
 pub mod fetch;
+mod keys;
 pub mod limits;
 pub mod manifest;
 pub mod needs;

@@ -13,8 +13,10 @@ use std::path::{Path, PathBuf};
 
 use fabric::ids::Digest;
 use fabric::limits::CHUNK_BYTES;
+use fabric::wire::{self, HEADER_BYTES};
 use thiserror::Error;
 
+use super::keys::Guard;
 use super::limits::*;
 use super::manifest::{ImageEntryV1, ImageKindV1, ImageManifest, ManifestError};
 use super::needs::{self, Needs};
@@ -36,6 +38,14 @@ pub enum PackError {
         path: String,
         /// Why.
         reason: &'static str,
+    },
+    /// It holds what makes a node what it is.
+    #[error("{path:?} cannot be packed: it holds or is a part of a node's data, keys included ({found})")]
+    Keys {
+        /// As asked for.
+        path: String,
+        /// The directory or file of the node.
+        found: String,
     },
     /// It cannot be read.
     #[error("{path:?} cannot be read")]
@@ -70,6 +80,10 @@ pub struct Pack {
     pub command: Vec<String>,
     /// Environment of machines.
     pub env: Vec<(String, String)>,
+    /// Data directories of nodes: nothing of them is packed, and nothing that holds them.
+    pub keep_out: Vec<PathBuf>,
+    /// Say what it would be, and write nothing.
+    pub rehearse: bool,
 }
 
 /// A packed image.
@@ -101,7 +115,7 @@ pub fn from_root(store: &Store, root: &Path, pack: &Pack) -> Result<Packed, Pack
     if pack.paths.is_empty() || pack.paths.len() > crate::limits::IMAGE_PATHS_MAX {
         return Err(PackError::Path { path: String::new(), reason: "name 1 to 256 paths" });
     }
-    let mut packer = Packer::new(store, root)?;
+    let mut packer = Packer::new(store, root, pack)?;
     let mut command = pack.command.clone();
     for path in &pack.paths {
         let asked = path.to_str().filter(|path| path.starts_with('/'));
@@ -109,7 +123,7 @@ pub fn from_root(store: &Store, root: &Path, pack: &Pack) -> Result<Packed, Pack
             let path = path.display().to_string();
             return Err(PackError::Path { path, reason: "it must be an absolute path in UTF-8" });
         };
-        let program = packer.add_asked(asked)?;
+        let program = packer.add_asked(asked).map_err(|error| error.asked_as(asked))?;
         if program && command.is_empty() && pack.paths.first() == Some(path) {
             command.push(asked.to_owned());
         }
@@ -129,8 +143,7 @@ pub fn from_root(store: &Store, root: &Path, pack: &Pack) -> Result<Packed, Pack
 
 struct Packer<'a> {
     root: &'a Path,
-    /// Our own data is no part of an image.
-    own: PathBuf,
+    nodes: Guard,
     session: Session,
     /// By path.
     entries: BTreeMap<String, ImageEntryV1>,
@@ -160,7 +173,7 @@ fn is_virtual(path: &str) -> bool {
 }
 
 impl<'a> Packer<'a> {
-    fn new(store: &Store, root: &'a Path) -> Result<Self, PackError> {
+    fn new(store: &Store, root: &'a Path, pack: &Pack) -> Result<Self, PackError> {
         let cache = root.join("etc/ld.so.cache");
         let mut bytes = Vec::new();
         if let Ok(file) = File::open(&cache) {
@@ -170,11 +183,10 @@ impl<'a> Packer<'a> {
         for (name, path) in needs::library_cache(&bytes) {
             libraries.entry(name.to_owned()).or_default().push(path.to_owned());
         }
-        let own = fs::canonicalize(store.root()).unwrap_or_else(|_| store.root().to_owned());
         Ok(Packer {
             root,
-            own,
-            session: store.session(),
+            nodes: Guard::new(&pack.keep_out),
+            session: if pack.rehearse { store.rehearsal() } else { store.session() },
             entries: BTreeMap::new(),
             size_bytes: 0,
             text_bytes: 0,
@@ -196,6 +208,8 @@ impl<'a> Packer<'a> {
             return Err(PackError::Path { path: asked.to_owned(), reason: "name the directories that are needed" });
         }
         if meta.is_dir() {
+            // Told before much of it is read for nothing.
+            self.nodes.below(&self.host(&real)).map_err(kept_out)?;
             self.add_dir(real)?;
         } else {
             self.add_file(&real, &meta, true)?;
@@ -255,6 +269,9 @@ impl<'a> Packer<'a> {
                 meta = fs::symlink_metadata(self.host(&here)).map_err(failed(asked))?;
                 continue;
             }
+            if record {
+                self.nodes.pass(&self.host(&next), &found).map_err(kept_out)?;
+            }
             if found.is_dir() && record {
                 self.insert(&next, ImageKindV1::Dir, found.permissions().mode())?;
             }
@@ -306,7 +323,8 @@ impl<'a> Packer<'a> {
                 let name = child.file_name();
                 let path = joined(&dir, name.to_str().ok_or_else(|| not_text(&dir))?);
                 let meta = fs::symlink_metadata(child.path()).map_err(failed(&path))?;
-                if is_virtual(&path) || child.path() == self.own {
+                self.nodes.pass(&child.path(), &meta).map_err(kept_out)?;
+                if is_virtual(&path) {
                     self.skipped += 1;
                 } else if meta.is_symlink() {
                     self.add_link(&path, true)?;
@@ -338,6 +356,10 @@ impl<'a> Packer<'a> {
             (&mut file).take(CHUNK_BYTES as u64).read_to_end(&mut chunk).map_err(failed(path))?;
             if chunk.is_empty() {
                 break;
+            }
+            // A key that was copied or linked out of its directory.
+            if size == 0 && is_record(&chunk) {
+                return Err(kept_out(self.host(path).display().to_string()));
             }
             size += chunk.len() as u64;
             if self.size_bytes + size > IMAGE_BYTES_MAX {
@@ -455,6 +477,25 @@ impl<'a> Packer<'a> {
             }
         }
         Ok(())
+    }
+}
+
+/// Whether a file begins as a node's records do.
+fn is_record(head: &[u8]) -> bool {
+    head.first_chunk::<HEADER_BYTES>().is_some_and(|head| wire::frame_bytes(head).is_ok())
+}
+
+fn kept_out(found: String) -> PackError {
+    PackError::Keys { path: String::new(), found }
+}
+
+impl PackError {
+    /// Named by what the user asked for, which need not be where it was found.
+    fn asked_as(self, asked: &str) -> Self {
+        match self {
+            PackError::Keys { found, .. } => PackError::Keys { path: asked.to_owned(), found },
+            error => error,
+        }
     }
 }
 

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use fabric::ids::{Digest, NodeId};
-use fabric::rpc::Kind;
+use fabric::rpc::{Kind, Refusal};
 use fabric::transport::{Class, Stream, Transport};
 
 use super::fetch::{Dial, Fetcher, Pipe, Server};
-use super::{ImageManifest, Pack, Packed, Store, StoreError, from_host};
+use super::{ImageManifest, Pack, PackError, Packed, Store, StoreError, from_host};
 use crate::api::failure::Failure;
 use crate::cleanup::Unneeded;
 use crate::node::failures::words;
@@ -47,11 +47,11 @@ pub trait Images: Send + Sync + Debug {
     /// # Errors
     /// When nobody gives it or the disk refuses.
     async fn ensure(&self, digest: Digest, holders: Vec<NodeId>) -> Result<Ready, Failure>;
-    /// Packs programs and files of this host.
+    /// Packs programs and files of this host; a rehearsal says what it would be and writes nothing.
     ///
     /// # Errors
-    /// When a path is missing, unreadable or too much.
-    async fn pack(&self, paths: Vec<String>) -> Result<Packed, Failure>;
+    /// When a path is missing, unreadable, too much, or leads to a node's data.
+    async fn pack(&self, paths: Vec<String>, rehearse: bool) -> Result<Packed, Failure>;
     /// Digests of what is here whole.
     fn held(&self) -> Vec<Digest>;
     /// Removes images that have not been `needed` for a while, by the clock that says `now`; a bounded number of them.
@@ -167,6 +167,26 @@ fn failure(error: &dyn std::error::Error) -> Failure {
         .hint("smartnode image from-host NAME PATH... packs programs that are on this host")
 }
 
+/// The field of the request that names what is packed.
+const FIELD: &str = "from_host";
+
+fn not_packed(error: PackError) -> Failure {
+    let told = |code, path: &str, hint: &str| -> Failure {
+        Refusal::new(code, words(&error)).field(FIELD, path).hint(hint).into()
+    };
+    match &error {
+        PackError::Missing { path } => told("not-found", path, "name absolute paths of this node's host"),
+        PackError::Path { path, .. } => told("invalid", path, "name absolute paths of programs, files and directories"),
+        PackError::Keys { path, .. } => told(
+            "denied",
+            path,
+            "an image is given to every node and machine: name directories that hold no node's data",
+        ),
+        PackError::Manifest(_) => told("invalid", "", "name less, or smaller directories"),
+        PackError::Io { .. } | PackError::Library { .. } | PackError::Store(_) => failure(&error),
+    }
+}
+
 #[async_trait]
 impl Images for ImageStore {
     async fn ensure(&self, digest: Digest, holders: Vec<NodeId>) -> Result<Ready, Failure> {
@@ -179,11 +199,17 @@ impl Images for ImageStore {
         self.unpacked(digest, manifest).await
     }
 
-    async fn pack(&self, paths: Vec<String>) -> Result<Packed, Failure> {
+    async fn pack(&self, paths: Vec<String>, rehearse: bool) -> Result<Packed, Failure> {
         let store = self.store.clone();
-        let pack = Pack { paths: paths.into_iter().map(PathBuf::from).collect(), ..Pack::default() };
+        // The store is a part of the node's data directory.
+        let keep_out = store.root().parent().map(Path::to_owned).into_iter().collect();
+        let paths = paths.into_iter().map(PathBuf::from).collect();
+        let pack = Pack { paths, keep_out, rehearse, ..Pack::default() };
         let packed = blocking(move || from_host(&store, &pack)).await;
-        let packed = packed.map_err(|error| Failure::internal(error.to_string()))?.map_err(|error| failure(&error))?;
+        let packed = packed.map_err(|error| Failure::internal(error.to_string()))?.map_err(not_packed)?;
+        if rehearse {
+            return Ok(packed);
+        }
         self.known().want(&packed.digest);
         if !self.store.has(&packed.digest) {
             // The same bytes were an image before, which was removed just now.
@@ -229,7 +255,7 @@ impl Images for NoImages {
     async fn ensure(&self, _: Digest, _: Vec<NodeId>) -> Result<Ready, Failure> {
         Err(self.unusable())
     }
-    async fn pack(&self, _: Vec<String>) -> Result<Packed, Failure> {
+    async fn pack(&self, _: Vec<String>, _: bool) -> Result<Packed, Failure> {
         Err(self.unusable())
     }
     fn held(&self) -> Vec<Digest> {

@@ -72,6 +72,66 @@ fn a_directory_is_packed_with_links_and_interpreters() {
 }
 
 #[test]
+fn keys_of_nodes_stay_out_of_images_by_whatever_path() {
+    let (host, (_dir, store)) = (host(), store());
+    let root = host.path();
+    let record = fabric::wire::encode(&fabric::rpc::Refusal::new("any", "record"));
+    for node in ["var/lib/own", "srv/other"] {
+        fs::create_dir_all(root.join(node).join("machines/m")).unwrap();
+        fs::write(root.join(node).join("node.key"), &record).unwrap();
+        fs::write(root.join(node).join("admin.token"), "secret").unwrap();
+        fs::write(root.join(node).join("machines/m/log"), "1 o x").unwrap();
+    }
+    symlink("/var/lib/own", root.join("srv/link")).unwrap();
+    fs::hard_link(root.join("var/lib/own/admin.token"), root.join("srv/app/innocent")).unwrap();
+    fs::copy(root.join("srv/other/node.key"), root.join("usr/bin/copy")).unwrap();
+    let pack = |path: &str| Pack { keep_out: vec![root.join("var/lib/own")], ..pack(&[path]) };
+    for path in [
+        "/var/lib/own",
+        "/var/lib/own/admin.token",
+        "/var/lib/own/machines/m/log",
+        "/var",
+        "/srv/link",
+        "/srv/link/machines/m",
+        "/srv/other",
+        "/srv/other/machines/m/log",
+        "/srv",
+        "/srv/app",
+        "/srv/app/innocent",
+        "/usr/bin/copy",
+        "/usr/bin",
+    ] {
+        let error = from_root(&store, root, &pack(path)).unwrap_err();
+        assert!(matches!(&error, PackError::Keys { path: named, .. } if named == path), "{path}: {error}");
+    }
+    assert!(store.held().unwrap().is_empty());
+    assert!(from_root(&store, root, &pack("/usr/bin/sh")).is_ok());
+}
+
+#[test]
+fn a_rehearsal_names_the_image_and_writes_nothing() {
+    let (host, (dir, store)) = (host(), store());
+    let files = || walk(dir.path());
+    let before = files();
+    let would = from_root(&store, host.path(), &Pack { rehearse: true, ..pack(&["/srv/app"]) }).unwrap();
+    assert_eq!(files(), before);
+    let packed = from_root(&store, host.path(), &pack(&["/srv/app"])).unwrap();
+    assert_eq!(would, packed);
+}
+
+/// Everything below a directory.
+fn walk(directory: &Path) -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir(directory).unwrap().flatten() {
+        if entry.path().is_dir() {
+            found.extend(walk(&entry.path()));
+        }
+        found.insert(entry.path());
+    }
+    found
+}
+
+#[test]
 fn what_cannot_be_packed_is_a_clear_error() {
     let (host, (_dir, store)) = (host(), store());
     let refuse = |path: &str| from_root(&store, host.path(), &pack(&[path])).unwrap_err().to_string();

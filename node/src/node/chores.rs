@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use fabric::identity::Credentials;
 use fabric::ids::NodeId;
-use fabric::model::{Capacity, MachineState, NodeState};
+use fabric::model::{Capacity, Labels, MachineState, NodeRecord, NodeState};
 use fabric::rpc::Rpc;
 use fabric::wire;
-use raft_store::command::{Command, NodePatch};
+use raft_store::command::{Command, LabelPatch, NodePatch};
 use raft_store::ledger::Ledger;
 use tokio::sync::watch;
 
@@ -34,6 +34,8 @@ const RENEWAL_TIMEOUT: Duration = Duration::from_secs(5);
 const REMEMBER: Duration = Duration::from_secs(10);
 /// Deadline of a question about tombstones.
 const TRUST_TIMEOUT: Duration = Duration::from_secs(2);
+/// Nodes asked about tombstones in one round, until one answers.
+const TRUST_ASKED_MAX: usize = 3;
 /// Between two tries to announce this node's address and capacity.
 const ANNOUNCE_RETRY: Duration = Duration::from_secs(2);
 
@@ -116,14 +118,14 @@ async fn statement(context: &Context) -> NodeState {
 /// wherever word of its removal comes first.
 pub async fn follow_trust(context: Arc<Context>) {
     let (mut ledger, mut gossip) = (context.ledger.changed(), context.gossip.changed());
-    let mut applied = u64::MAX;
+    let (mut applied, mut asked) = (u64::MAX, None);
     loop {
         let index = *ledger.borrow_and_update();
         if applied != index {
             applied = index;
             from_ledger(&context);
         }
-        from_peers(&context).await;
+        from_peers(&context, &mut asked).await;
         tokio::select! {
             biased;
             () = context.shutdown.cancelled() => return,
@@ -145,19 +147,34 @@ fn from_ledger(context: &Context) {
     accept(context, tombstones, cas);
 }
 
-async fn from_peers(context: &Context) {
+async fn from_peers(context: &Context, asked: &mut Option<NodeId>) {
     let own = context.trust.read().expect("no holder of this lock panics").digest();
-    let differing: Vec<NodeId> =
+    // What the dead said is kept for a while, and they answer nobody.
+    let alive = context.membership.active();
+    let differing: BTreeSet<NodeId> =
         context.gossiped().values().filter(|said| said.tombstones != own).map(|said| said.node).collect();
-    for node in differing.into_iter().filter(|node| *node != context.me).take(1) {
+    let differing = differing.into_iter().filter(|node| *node != context.me && alive.contains_key(node)).collect();
+    // One that answers in a round is enough: another round follows if its set was not all of it.
+    for node in in_turn(differing, asked).into_iter().take(TRUST_ASKED_MAX) {
+        *asked = Some(node);
         let Ok(answer) = context.transport.call(node, TOMBSTONES, Vec::new(), TRUST_TIMEOUT).await else { continue };
         let Ok(answer) = wire::decode::<TombstonesV1>(&answer) else { continue };
-        accept(context, answer.tombstones, Vec::new());
+        return accept(context, answer.tombstones, Vec::new());
     }
 }
 
+/// Those behind the one that was asked last come first, so that none holds up the others.
+fn in_turn(mut nodes: BTreeSet<NodeId>, last: &Option<NodeId>) -> Vec<NodeId> {
+    let Some(last) = last else { return nodes.into_iter().collect() };
+    let mut later = nodes.split_off(last);
+    if later.remove(last) {
+        nodes.insert(*last);
+    }
+    later.into_iter().chain(nodes).collect()
+}
+
 fn accept(context: &Context, tombstones: Vec<fabric::model::Tombstone>, cas: Vec<Vec<u8>>) {
-    let removed: Vec<NodeId> = {
+    let (removed, changed): (Vec<NodeId>, _) = {
         let mut trust = context.trust.write().expect("no holder of this lock panics");
         let before = (trust.digest(), trust.cas().count());
         for ca in cas {
@@ -171,13 +188,16 @@ fn accept(context: &Context, tombstones: Vec<fabric::model::Tombstone>, cas: Vec
         if let Err(error) = trust.merge(tombstones) {
             tracing::warn!(%error, "tombstones were not taken in");
         }
-        if before != (trust.digest(), trust.cas().count())
-            && let Err(error) = trust.save(&*context.seams.disk)
-        {
-            tracing::warn!(%error, "whom to trust could not be written down; it is in force all the same");
-        }
-        all.into_iter().filter(|node| !known.contains(node) && trust.is_removed(*node)).collect()
+        let changed = before != (trust.digest(), trust.cas().count());
+        let new = all.into_iter().filter(|node| !known.contains(node) && trust.is_removed(*node)).collect();
+        (new, changed.then(|| trust.clone()))
     };
+    // Handshakes read what is trusted: they must not wait for the disk.
+    if let Some(trust) = changed
+        && let Err(error) = trust.save(&*context.seams.disk)
+    {
+        tracing::warn!(%error, "whom to trust could not be written down; it is in force all the same");
+    }
     for node in removed {
         tracing::info!(node = %node.short(), "cut off: it was removed from the cluster");
         context.transport.cut(node);
@@ -222,15 +242,47 @@ async fn renew(context: &Context) {
     tracing::warn!("the certificate is due for renewal and no peer has renewed it yet");
 }
 
-/// Tells the ledger that this node is back, where it listens and what it offers, once after each start.
-pub async fn announce(context: Arc<Context>) {
+/// What the operator said about this node at its start; none means as it was.
+#[derive(Debug, Clone, Default)]
+pub struct Said {
+    /// Failure domain.
+    pub zone: Option<String>,
+    /// Labels, all of them.
+    pub labels: Option<Labels>,
+}
+
+impl Said {
+    /// Writes it down for this node's next start.
+    pub fn note(&self, file: &mut ClusterFile) {
+        self.zone.iter().for_each(|zone| file.zone.clone_from(zone));
+        self.labels.iter().for_each(|labels| file.labels.clone_from(labels));
+    }
+
+    /// What the ledger has otherwise.
+    fn patch(&self, record: &NodeRecord) -> (Option<String>, LabelPatch) {
+        let zone = self.zone.clone().filter(|zone| *zone != record.zone);
+        let labels = self.labels.as_ref().filter(|labels| **labels != record.labels);
+        let labels = labels.map_or_else(LabelPatch::default, |labels| LabelPatch {
+            set: labels.clone(),
+            remove: record.labels.keys().filter(|key| !labels.contains_key(*key)).cloned().collect(),
+        });
+        (zone, labels)
+    }
+}
+
+/// Tells the ledger that this node is back, where it listens, what it offers and what was said about it, once after each
+/// start.
+pub async fn announce(context: Arc<Context>, said: Said) {
     let mut leased = context.lease.subscribe();
     loop {
         // A copy of before the restart may lack the absence that this node announced last.
         let current = context.ledger.linearizable().await.is_ok();
         let record = context.ledger.read(|state| state.nodes.get(&context.me).cloned());
         if let Some(record) = record.filter(|_| current) {
+            let (zone, labels) = said.patch(&record);
             let patch = NodePatch {
+                zone,
+                labels,
                 address: (record.address != context.advertise.to_string()).then(|| context.advertise.to_string()),
                 capacity: (record.capacity != context.offered).then_some(context.offered),
                 ..NodePatch::default()
@@ -332,6 +384,50 @@ pub async fn fan_in(context: Arc<Context>, changes: watch::Sender<u64>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_was_asked_last_comes_last() {
+        let [a, b, c] = [1, 2, 3].map(|n| NodeId([n; 32]));
+        let all = BTreeSet::from([a, b, c]);
+        assert_eq!(in_turn(all.clone(), &None), [a, b, c]);
+        assert_eq!(in_turn(all.clone(), &Some(a)), [b, c, a]);
+        assert_eq!(in_turn(all, &Some(c)), [a, b, c]);
+        assert_eq!(in_turn(BTreeSet::from([a, c]), &Some(b)), [c, a]);
+        assert_eq!(in_turn(BTreeSet::new(), &Some(b)), []);
+    }
+
+    #[test]
+    fn what_was_said_at_a_start_replaces_what_the_ledger_has() {
+        let labels = |pairs: &[(&str, &str)]| -> Labels {
+            pairs.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect()
+        };
+        let record = NodeRecord { zone: "a".into(), labels: labels(&[("disk", "ssd"), ("old", "")]), ..node_record() };
+        assert_eq!(Said::default().patch(&record), (None, LabelPatch::default()));
+        let same = Said { zone: Some("a".into()), labels: Some(record.labels.clone()) };
+        assert_eq!(same.patch(&record), (None, LabelPatch::default()));
+        let other = Said { zone: Some("b".into()), labels: Some(labels(&[("disk", "hdd")])) };
+        let (zone, patch) = other.patch(&record);
+        assert_eq!((zone.as_deref(), patch.set), (Some("b"), labels(&[("disk", "hdd")])));
+        assert_eq!(patch.remove.into_iter().collect::<Vec<_>>(), ["old"]);
+    }
+
+    fn node_record() -> NodeRecord {
+        NodeRecord {
+            id: NodeId([1; 32]),
+            name: "n1".parse().unwrap(),
+            public_key: [1; 32],
+            role: fabric::model::Role::Voter,
+            zone: String::new(),
+            labels: Labels::new(),
+            capacity: Capacity::default(),
+            address: "127.0.0.1:7420".into(),
+            cordoned: false,
+            draining: false,
+            absent_until_ms: None,
+            admitted_ms: 0,
+            revision: 0,
+        }
+    }
 
     #[test]
     fn whoever_is_admitted_is_remembered_though_it_is_not_seen() {

@@ -34,7 +34,7 @@ use crate::reconcile::backoff::Retries;
 use crate::reconcile::driver::Held;
 use crate::room::{self, Room};
 use crate::runtime::Runtime;
-use crate::schedule::{Candidate, Inventory};
+use crate::schedule::{self, Candidate, Inventory};
 
 /// A node that has just started does not call those dead whom it has not met yet.
 const SETTLE: Duration = Duration::from_secs(10);
@@ -242,7 +242,8 @@ impl Context {
                     || members.get(&record.id).is_some_and(|m| m.state == fabric::membership::State::Alive);
                 let gossip = gossiped.get(&record.id);
                 let sibling = |other: &&MachineRecord| {
-                    other.tenant == machine.tenant
+                    other.id != machine.id
+                        && other.tenant == machine.tenant
                         && service.is_some()
                         && other.spec.labels.get(SERVICE_LABEL) == service
                 };
@@ -259,9 +260,12 @@ impl Context {
                     has_image: gossip.is_some_and(|said| said.images.contains(&machine.image)),
                     load_millis: gossip.map_or(0, |said| said.load_millis),
                     siblings: state.machines_on(record.id).filter(sibling).count() as u32,
+                    zone_siblings: 0,
                 }
             };
-            state.nodes.values().map(|record| (record.id, candidate(record))).collect()
+            let mut inventory = state.nodes.values().map(|record| (record.id, candidate(record))).collect();
+            schedule::count_zones(&mut inventory);
+            inventory
         })
     }
 }

@@ -18,7 +18,7 @@ use nix::fcntl::{Flock, FlockArg};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::asks::IMAGE;
-use super::dir::DirError;
+use super::dir::{ClusterFile, DirError};
 use super::founding::{self, FoundingError, Own};
 use super::{Node, NodeConfig, Parts, StartError, lease, local_token};
 use crate::api::failure::{Class, Failure};
@@ -57,13 +57,20 @@ async fn run_node(options: NodeOptions, start: Start) -> Result<(), CliError> {
     let here = ThisHost::new(&options.data_dir);
     // Tried before anybody is asked: a node that cannot listen is not to be admitted.
     try_ports(&options)?;
+    keys_are_private(&options.data_dir)?;
     become_member(&seams, &here, &options, start).await?;
+    keeps_its_name(&seams, &options)?;
     local_token::ensure(&*seams.disk, &*seams.entropy).map_err(|error| unusable(&options.data_dir, &error))?;
 
     let me = super::member(&*seams.disk).map_err(|error| not_started(&error, &options.data_dir))?;
     let parts = parts(&options, here, me)?;
-    let config =
-        NodeConfig { listen: options.listen, advertise: options.advertise, data_dir: options.data_dir.clone() };
+    let config = NodeConfig {
+        listen: options.listen,
+        advertise: options.advertise,
+        data_dir: options.data_dir.clone(),
+        zone: options.zone.clone(),
+        labels: options.labels.clone(),
+    };
     let node = Node::start(seams, parts, config).await;
     let node = node.map_err(|error| not_started(&error, &options.data_dir))?;
     let pem = node.context().trust.read().unwrap_or_else(PoisonError::into_inner).to_pem();
@@ -93,7 +100,7 @@ async fn run_node(options: NodeOptions, start: Start) -> Result<(), CliError> {
     node.stop().await;
     ended?;
     if context.purge_wanted.load(std::sync::atomic::Ordering::Relaxed) {
-        purge(&options.data_dir);
+        super::purge::purge(&options.data_dir);
     }
     drop(lock);
     Ok(())
@@ -296,16 +303,33 @@ fn lock(data_dir: &Path) -> Result<Flock<std::fs::File>, CliError> {
     })
 }
 
-fn purge(data_dir: &Path) {
-    let Ok(entries) = std::fs::read_dir(data_dir) else { return };
-    // The lock goes last: who waits for the end of this daemon looks at it.
-    let lock = data_dir.join(LOCK_FILE);
-    let others = entries.flatten().map(|entry| entry.path()).filter(|path| *path != lock);
-    for path in others.chain([lock.clone()]) {
-        let gone = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
-        if let Err(error) = gone {
-            tracing::warn!(path = %path.display(), %error, "was not removed");
+/// Files of the data directory that open the cluster or this node to whoever reads them.
+const SECRETS: [&str; 4] = ["node.key", local_token::FILE, "ledger.redb", "feed"];
+
+/// Refuses keys that others than their owner can read, as ssh does: who has read one meanwhile is not known here.
+fn keys_are_private(data_dir: &Path) -> Result<(), CliError> {
+    use std::os::unix::fs::MetadataExt;
+    let wide = |path: &std::path::PathBuf| std::fs::metadata(path).is_ok_and(|meta| meta.mode() & 0o077 != 0);
+    match SECRETS.map(|name| data_dir.join(name)).into_iter().find(wide) {
+        None => Ok(()),
+        Some(path) => {
+            let words = format!("{} holds a secret and is open to other users of this host", path.display());
+            Err(CliError::new(Exit::Denied, words).hint(format!("chmod 600 {}", path.display())))
         }
+    }
+}
+
+/// Refuses another name than the one that the ledger knows: taking it silently for the old one would mislead.
+fn keeps_its_name(seams: &Seams, options: &NodeOptions) -> Result<(), CliError> {
+    let file = ClusterFile::load(&*seams.disk).map_err(|error| CliError::of(Exit::Failed, &error))?;
+    match (file, &options.name) {
+        (Some(file), Some(name)) if file.name != *name => {
+            let words = format!("this node is called {}, and a node keeps its name; asked for was {name}", file.name);
+            Err(CliError::new(Exit::Conflict, words).hint(
+                "leave --name away (zone, labels and addresses can be changed at each start), or leave and join anew",
+            ))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -16,6 +16,7 @@ pub mod founding;
 pub mod lease;
 pub mod local_token;
 pub mod operations;
+mod purge;
 pub mod serving;
 mod wiring;
 
@@ -28,6 +29,7 @@ use fabric::gossip::{Gossip, GossipConfig};
 use fabric::identity::{self, Credentials, IdentityError, NodeKey, Trust};
 use fabric::ids::NodeId;
 use fabric::membership::{Membership, MembershipConfig, boot_stamp};
+use fabric::model::Labels;
 use fabric::seams::{Disk, Seams};
 use fabric::transport::{Transport, TransportConfig, TransportError};
 use raft_store::command::Envelope;
@@ -70,6 +72,10 @@ pub struct NodeConfig {
     pub advertise: Option<SocketAddr>,
     /// Where its large files are.
     pub data_dir: PathBuf,
+    /// Failure domain; none means as recorded.
+    pub zone: Option<String>,
+    /// Operator's labels; none means as recorded.
+    pub labels: Option<Labels>,
 }
 
 /// Why a node does not start.
@@ -185,6 +191,8 @@ impl Node {
         let me = credentials.id();
         let advertise = config.advertise.map_or_else(|| parse_address(&file.advertise), Ok)?;
         let peers = known_peers(&file);
+        let said = chores::Said { zone: config.zone, labels: config.labels };
+        said.note(&mut file);
         let trust = Arc::new(std::sync::RwLock::new(trust));
         let late: admission::Late = Arc::new(OnceLock::new());
 
@@ -247,10 +255,10 @@ impl Node {
         });
         moving::driver::resume(&context)?;
         let _ = late.set(context.clone());
-        Ok(Self::run(context, file))
+        Ok(Self::run(context, file, said))
     }
 
-    fn run(context: Arc<Context>, file: ClusterFile) -> Node {
+    fn run(context: Arc<Context>, file: ClusterFile, said: chores::Said) -> Node {
         let mut tasks = JoinSet::new();
         tasks.spawn(reconcile::driver::run(context.clone()));
         tasks.spawn(caretaker::driver::run(context.clone()));
@@ -262,7 +270,7 @@ impl Node {
         tasks.spawn(moving::driver::clear_reservations(context.clone()));
         tasks.spawn(cleanup::driver::run(context.clone()));
         tasks.spawn(chores::renew_certificate(context.clone()));
-        tasks.spawn(chores::announce(context.clone()));
+        tasks.spawn(chores::announce(context.clone(), said));
         tasks.spawn(chores::remember_peers(context.clone(), file));
         let changes = watch::Sender::new(0);
         let backend = NodeBackend::new(context.clone(), changes.subscribe());

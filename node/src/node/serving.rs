@@ -4,16 +4,18 @@ use std::io;
 use std::time::Duration;
 
 use fabric::rpc::{Peer, Refusal};
-use fabric::transport::StreamRequest;
+use fabric::transport::{Stream, StreamRequest};
 use fabric::wire::{self, HEADER_BYTES};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy_bidirectional};
+use netvirt::proxy::{self, Patience};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::mpsc;
 
 use super::admission::{Late, started};
 use super::asks::*;
 use super::backend::statuses;
 use crate::api::failure::Failure;
 use crate::api::frames::ExecFrame;
-use crate::runtime::{ExecStream, LogQuery, LogSource};
+use crate::runtime::{ExecStream, LogLine, LogQuery, LogSource};
 
 /// Bytes between the two ends of a local exec.
 pub const PIPE_BYTES: usize = 64 * 1024;
@@ -70,10 +72,15 @@ pub async fn exec(late: Late, request: StreamRequest) {
         Ok((program, ask.stdin))
     };
     let prepared = prepared.await;
-    if let Some((stream, (program, stdin))) = accept(request, prepared).await
-        && let Err(error) = carry_exec(program, stream, stdin).await
-    {
-        tracing::debug!(%error, "an exec ended early");
+    let Some((stream, (program, stdin))) = accept(request, prepared).await else { return };
+    let abandoned = stream.writer.abandoned();
+    tokio::select! {
+        biased;
+        ended = carry_exec(program, stream, stdin) => if let Err(error) = ended {
+            tracing::debug!(%error, "an exec ended early");
+        },
+        // Who asked is gone, which a program that does not read its input would hide.
+        () = abandoned => {}
     }
 }
 
@@ -90,9 +97,15 @@ pub async fn connect(late: Late, request: StreamRequest) {
         context.runtime.connect(ask.machine, ask.port).await.map_err(refusal)
     };
     let prepared = prepared.await;
-    if let Some((mut stream, mut port)) = accept(request, prepared).await {
-        let _ = copy_bidirectional(&mut stream, &mut port).await;
-        let _ = stream.shutdown().await;
+    if let Some((stream, port)) = accept(request, prepared).await {
+        let abandoned = stream.writer.abandoned();
+        tokio::select! {
+            biased;
+            // Either end may break the connection at any time: that is how TCP ends.
+            _ = proxy::join(stream, port, Patience::DEFAULT) => {}
+            // Who asked is gone, which a program that reads nothing and says nothing would hide.
+            () = abandoned => {}
+        }
     }
 }
 
@@ -106,14 +119,22 @@ pub async fn logs(late: Late, request: StreamRequest) {
     };
     let prepared = prepared.await;
     let Some((mut stream, mut lines)) = accept(request, prepared).await else { return };
+    let abandoned = stream.writer.abandoned();
+    tokio::select! {
+        biased;
+        // A machine that prints nothing must not hold the stream of a reader that is gone.
+        () = abandoned => {}
+        _ = pass_lines(&mut stream, &mut lines) => {}
+    }
+}
+
+async fn pass_lines(to: &mut Stream, lines: &mut mpsc::Receiver<LogLine>) -> io::Result<()> {
     while let Some(line) = lines.recv().await {
         let stderr = line.source == LogSource::Stderr;
         let frame = wire::encode(&LogLineV1 { at_ms: line.at_ms, stderr, text: line.text });
-        if stream.write_all(&frame).await.is_err() {
-            return;
-        }
+        to.write_all(&frame).await?;
     }
-    let _ = stream.shutdown().await;
+    to.shutdown().await
 }
 
 /// Reads one frame of `fabric::wire` from a stream; none at its end.

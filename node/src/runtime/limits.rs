@@ -8,6 +8,8 @@ pub const LOG_FILE_BYTES_MAX: u64 = 4 << 20;
 pub const LOG_LINE_BYTES_MAX: usize = 8 * 1024;
 /// Bytes of output taken from a machine per second; beyond, its own writes wait.
 pub const LOG_BYTES_PER_SECOND_MAX: u64 = 8 << 20;
+/// Bytes of a log that are read at once.
+pub const LOG_READ_BYTES: u64 = 256 * 1024;
 /// Lines waiting for a slow reader of a log.
 pub const LOG_LINES_QUEUED_MAX: usize = 256;
 /// A reader that follows a log looks for new lines this often.

@@ -39,6 +39,8 @@ pub struct Candidate {
     pub load_millis: u32,
     /// Machines of the same tenant and service on it: spread away from them.
     pub siblings: u32,
+    /// The same in its whole zone, by [`count_zones`].
+    pub zone_siblings: u32,
 }
 
 /// Nodes by id.
@@ -105,7 +107,21 @@ pub enum NoPlace {
     },
 }
 
-/// Ranks the nodes that can take the machine, best first, at most [`PLACE_CANDIDATES_MAX`].
+/// Counts the siblings of each zone, over all of its live nodes. Nodes without a zone are one together, so that a cluster
+/// without zones is spread over nodes alone. To be done before any node is left out of the inventory.
+pub fn count_zones(inventory: &mut Inventory) {
+    let mut zones: BTreeMap<String, u32> = BTreeMap::new();
+    for node in inventory.values().filter(|node| node.alive) {
+        *zones.entry(node.zone.clone()).or_default() += node.siblings;
+    }
+    for node in inventory.values_mut() {
+        node.zone_siblings = zones.get(&node.zone).copied().unwrap_or(0);
+    }
+}
+
+/// Ranks the nodes that can take the machine, best first, at most [`PLACE_CANDIDATES_MAX`]. The zone with the fewest
+/// siblings goes before every other one: what a zone's end takes along matters more than room or load. Within it the score
+/// decides.
 ///
 /// # Errors
 /// Says in the user's words why there is none.
@@ -122,14 +138,14 @@ pub fn plan(machine: MachineId, spec: &MachineSpec, inventory: &Inventory) -> Re
     let mut ranked: Vec<_> = inventory
         .values()
         .filter(|node| obstacle(node, spec).is_none())
-        .map(|node| (std::cmp::Reverse(score(node, spec)), tie_break(machine, node.id), node.id))
+        .map(|node| (node.zone_siblings, std::cmp::Reverse(score(node, spec)), tie_break(machine, node.id), node.id))
         .collect();
     if ranked.is_empty() {
         return Err(explain(spec, inventory));
     }
     ranked.sort_unstable();
     ranked.truncate(PLACE_CANDIDATES_MAX);
-    Ok(ranked.into_iter().map(|(_, _, id)| id).collect())
+    Ok(ranked.into_iter().map(|(.., id)| id).collect())
 }
 
 fn fits(node: &Candidate, spec: &MachineSpec) -> bool {

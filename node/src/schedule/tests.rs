@@ -18,6 +18,7 @@ fn node(number: u8, memory_gib: u64) -> Candidate {
         has_image: false,
         load_millis: 0,
         siblings: 0,
+        zone_siblings: 0,
     }
 }
 
@@ -98,6 +99,45 @@ fn a_pinned_machine_goes_there_or_nowhere() {
     pinned.resources.memory_bytes = 4 << 30;
     let error = plan(MACHINE, &pinned, &inventory([node(1, 2), node(2, 8)])).unwrap_err();
     assert!(error.to_string().starts_with("pinned to n1, which has"), "{error}");
+}
+
+fn zoned(number: u8, zone: &str, memory_gib: u64, siblings: u32) -> Candidate {
+    Candidate { zone: zone.into(), siblings, ..node(number, memory_gib) }
+}
+
+#[test]
+fn siblings_are_spread_over_zones_before_anything_else_counts() {
+    let mut nodes = inventory([zoned(1, "a", 8, 0), zoned(2, "a", 7, 1), zoned(3, "b", 3, 0), zoned(4, "b", 2, 0)]);
+    count_zones(&mut nodes);
+    let ranked = plan(MACHINE, &spec(1 << 30), &nodes).unwrap();
+    assert_eq!(ranked, [3, 4, 1, 2].map(|n| NodeId([n; 32])));
+    // A zone without room is no reason to wait.
+    nodes.retain(|_, node| node.zone == "a");
+    assert_eq!(plan(MACHINE, &spec(1 << 30), &nodes).unwrap()[0], NodeId([1; 32]));
+}
+
+#[test]
+fn a_group_of_machines_fills_zones_evenly() {
+    let mut nodes = inventory([zoned(1, "a", 8, 0), zoned(2, "a", 8, 0), zoned(3, "b", 4, 0), zoned(4, "c", 3, 0)]);
+    for _ in 0..6 {
+        count_zones(&mut nodes);
+        let best = plan(MACHINE, &spec(1 << 20), &nodes).unwrap()[0];
+        nodes.get_mut(&best).unwrap().siblings += 1;
+    }
+    let of = |zone: &str| nodes.values().filter(|node| node.zone == zone).map(|node| node.siblings).sum::<u32>();
+    assert_eq!((of("a"), of("b"), of("c")), (2, 2, 2));
+    assert_eq!(nodes[&NodeId([1; 32])].siblings, 1, "and the nodes of a zone, too");
+}
+
+#[test]
+fn the_dead_of_a_zone_and_nodes_without_one_do_not_mislead() {
+    let dead = Candidate { alive: false, ..zoned(1, "a", 8, 5) };
+    let mut nodes = inventory([dead, zoned(2, "a", 8, 0), zoned(3, "b", 4, 0)]);
+    count_zones(&mut nodes);
+    assert_eq!(plan(MACHINE, &spec(1 << 30), &nodes).unwrap()[0], NodeId([2; 32]));
+    let mut nodes = inventory([zoned(1, "", 8, 1), zoned(2, "", 2, 0)]);
+    count_zones(&mut nodes);
+    assert_eq!(plan(MACHINE, &spec(1 << 30), &nodes).unwrap()[0], NodeId([1; 32]), "room outweighs one sibling");
 }
 
 proptest! {

@@ -67,7 +67,7 @@ impl Images for AllImages {
         let (command, env, workdir) = (vec!["simulated".to_owned()], Vec::new(), String::new());
         Ok(Ready { rootfs: PathBuf::from("simulated"), command, env, workdir })
     }
-    async fn pack(&self, _: Vec<String>) -> Result<Packed, Failure> {
+    async fn pack(&self, _: Vec<String>, _: bool) -> Result<Packed, Failure> {
         Err(Failure::internal("simulated hosts have no files to pack".to_owned()))
     }
     fn held(&self) -> Vec<Digest> {
@@ -215,7 +215,8 @@ impl Nodes {
             images: Box::new(|_| Arc::new(AllImages)),
         };
         let listen = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), PORT);
-        let config = NodeConfig { listen, advertise: None, data_dir: PathBuf::from("simulated") };
+        let data_dir = PathBuf::from("simulated");
+        let config = NodeConfig { listen, advertise: None, data_dir, zone: None, labels: None };
         let node = Node::start(boot.seams.clone(), parts, config).await?;
         boot.recorder.event(format_args!("node {:?} runs", node.context().me));
         if boot.host == FOUNDER {

@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use fabric::ids::{OperationId, TokenId};
-use fabric::limits::ABSENCE_MAX;
+use fabric::limits::{ABSENCE_MAX, OPERATIONS_MAX};
 
 use super::Shared;
 use crate::api::backend::{OperationView, Query, Read, Rights, Write};
@@ -147,8 +147,12 @@ fn may_see(shared: &Shared, read: &Read, view: &OperationView) -> Result<()> {
 #[utoipa::path(get, path = "/v1/operations", tag = "operations", params(ListParams),
     responses((status = 200, body = List<Operation>)))]
 pub async fn list_operations(State(shared): State<Shared>, read: Read, query: Query) -> Result<Json<List<Operation>>> {
-    let mut page = shared.backend.list_operations(&read, &query).await?;
+    // All that are remembered, so that a page is cut from what the caller may see.
+    let all = Query { limit: OPERATIONS_MAX, ..query.clone() };
+    let mut page = shared.backend.list_operations(&read, &all).await?;
     page.items.retain(|view| may_see(&shared, &read, view).is_ok());
+    page.more = page.items.len() > query.limit;
+    page.items.truncate(query.limit);
     Ok(Json(List::of(page, |view| view.id.to_string())))
 }
 

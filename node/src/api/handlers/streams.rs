@@ -15,6 +15,7 @@ use futures_util::stream::{self, BoxStream};
 use futures_util::{Stream, StreamExt};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
+use netvirt::proxy::{self, Patience};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::Shared;
@@ -201,10 +202,9 @@ pub async fn forward(
     let port = params.get::<u16>("port", "1 to 65535")?.filter(|port| *port > 0);
     let port = port.ok_or_else(|| Failure::invalid("port", "absent", "1 to 65535"))?;
     let permit = shared.stream()?;
-    let mut machine = shared.backend.connect(&read, &tenant, &name, port).await?;
+    let machine = shared.backend.connect(&read, &tenant, &name, port).await?;
     Ok(switch(upgrade, permit, move |upgraded| async move {
-        let mut client = TokioIo::new(upgraded);
         // Either end may break the connection at any time: that is how TCP ends.
-        let _ = tokio::io::copy_bidirectional(&mut client, &mut machine).await;
+        let _ = proxy::join(TokioIo::new(upgraded), machine, Patience::DEFAULT).await;
     }))
 }

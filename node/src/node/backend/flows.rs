@@ -82,8 +82,12 @@ impl NodeBackend {
         let patch = NodePatch { cordoned: Some(true), draining: Some(true), ..NodePatch::default() };
         let command =
             Command::UpdateNode { node: node.id, patch: Box::new(patch), expected_revision: write.if_revision };
-        self.write(write, command).await?;
+        // Registered first: a registry that is full must not leave a node cordoned that nobody drains.
         let progress = self.context.operations.begin("drain", None, node.name.as_str())?;
+        if let Err(failure) = self.write(write, command).await {
+            progress.failed(Refusal::from(failure.clone()));
+            return Err(failure);
+        }
         let view = progress.view();
         let context = self.context.clone();
         let dry_run = write.dry_run;
@@ -91,7 +95,7 @@ impl NodeBackend {
             let result = if dry_run { Ok(()) } else { drain(&context, node.id, &progress).await };
             match result {
                 Ok(()) => progress.done(),
-                Err(refusal) => progress.failed(refusal),
+                Err(refusal) => progress.failed(stays_cordoned(&node.name, refusal)),
             }
         });
         Ok(view)
@@ -105,8 +109,11 @@ impl NodeBackend {
         let patch = NodePatch { cordoned: Some(true), draining: Some(true), ..NodePatch::default() };
         let node = self.context.me;
         let command = Command::UpdateNode { node, patch: Box::new(patch), expected_revision: None };
-        self.write(write, command).await?;
         let progress = self.context.operations.begin("leave", None, self.context.name.as_str())?;
+        if let Err(failure) = self.write(write, command).await {
+            progress.failed(Refusal::from(failure.clone()));
+            return Err(failure);
+        }
         let view = progress.view();
         if write.dry_run {
             progress.done();
@@ -119,7 +126,7 @@ impl NodeBackend {
                     progress.done();
                     backend.end_soon();
                 }
-                Err(failure) => progress.failed(failure.into()),
+                Err(failure) => progress.failed(stays_cordoned(&backend.context.name, failure.into())),
             }
         });
         Ok(view)
@@ -187,32 +194,89 @@ pub async fn serve_room(late: Late, peer: Peer, body: Vec<u8>) -> std::result::R
     Ok(wire::encode(&RoomAnswerV1 { node }))
 }
 
-/// Moves every machine of a node away, one after the other.
+/// What ends a drain or a leave badly, with what it leaves behind. The cordon is not undone: whoever drains a node wants it
+/// empty, and what failed is seldom a reason to fill it again.
+fn stays_cordoned(node: &Name, mut refusal: Refusal) -> Refusal {
+    let left = format!("{node} takes no new machines until: smartnode node uncordon {node}");
+    refusal.hint = Some(match refusal.hint {
+        Some(hint) => format!("{hint}. {left}"),
+        None => left,
+    });
+    refusal
+}
+
+/// Machines that a failed drain names.
+const DRAIN_NAMED_MAX: usize = 8;
+
+/// Moves every machine of a node away, one after the other. One that does not move holds none of the others up.
 async fn drain(context: &Arc<Context>, node: NodeId, progress: &Progress) -> std::result::Result<(), Refusal> {
     let machines: Vec<MachineRecord> = context.ledger.read(|state| state.machines_on(node).cloned().collect());
-    let all = machines.len().max(1) as u32;
+    let all = machines.len();
+    let mut failed = Vec::new();
     for (done, record) in machines.into_iter().enumerate() {
         if progress.cancelled.is_cancelled() {
-            return Err(Refusal::new("cancelled", format!("{done} of {all} machines had been moved")));
+            let moved = done - failed.len();
+            return Err(Refusal::new("cancelled", format!("{moved} of {all} machines had been moved")));
         }
-        progress.phase(&format!("moving {}/{}", record.tenant, record.name), done as u32 * 900 / all);
-        let to = match room(context, &record, node).await {
-            Ok(to) => to,
-            // It went meanwhile, which is as well.
-            Err(refusal) if refusal.code == "not-found" => continue,
-            Err(refusal) => return Err(refusal),
-        };
-        let step = context.operations.begin("move", Some(record.tenant.clone()), record.name.as_str())?;
-        let moved = moving::driver::from_anywhere(context, &record, to, &step);
-        match tokio::time::timeout(DRAIN_MACHINE_TIMEOUT, moved).await {
-            Ok(Ok(())) => step.done(),
-            Ok(Err(failure)) => {
-                let refusal = Refusal::from(failure);
-                step.failed(refusal.clone());
-                return Err(refusal);
-            }
-            Err(_) => return Err(Refusal::new("timeout", format!("{} did not move in time", record.name))),
+        progress.phase(&format!("moving {}/{}", record.tenant, record.name), (done * 900 / all) as u32);
+        if let Err(refusal) = drain_one(context, node, &record).await {
+            tracing::warn!(machine = %record.name, reason = %refusal, "a drained machine did not move");
+            failed.push((format!("{}/{}", record.tenant, record.name), refusal));
         }
     }
-    Ok(())
+    if failed.is_empty() { Ok(()) } else { Err(not_moved(all, failed)) }
+}
+
+async fn drain_one(context: &Arc<Context>, node: NodeId, record: &MachineRecord) -> std::result::Result<(), Refusal> {
+    let to = match room(context, record, node).await {
+        Ok(to) => to,
+        // It went meanwhile, which is as well.
+        Err(refusal) if refusal.code == "not-found" => return Ok(()),
+        Err(refusal) => return Err(refusal),
+    };
+    let step = context.operations.begin("move", Some(record.tenant.clone()), record.name.as_str())?;
+    let moved = moving::driver::from_anywhere(context, record, to, &step);
+    match tokio::time::timeout(DRAIN_MACHINE_TIMEOUT, moved).await {
+        Ok(Ok(())) => {
+            step.done();
+            Ok(())
+        }
+        Ok(Err(failure)) => {
+            let refusal = Refusal::from(failure);
+            step.failed(refusal.clone());
+            Err(refusal)
+        }
+        Err(_) => Err(Refusal::new("timeout", format!("{} did not move in time", record.name))),
+    }
+}
+
+/// One refusal of all: the code and hint are the first one's.
+fn not_moved(all: usize, failed: Vec<(String, Refusal)>) -> Refusal {
+    let mut words: Vec<String> =
+        failed.iter().take(DRAIN_NAMED_MAX).map(|(name, refusal)| format!("{name}: {}", refusal.message)).collect();
+    if failed.len() > DRAIN_NAMED_MAX {
+        words.push(format!("and {} more", failed.len() - DRAIN_NAMED_MAX));
+    }
+    let message = format!("{} of {all} machines did not move: {}", failed.len(), words.join("; "));
+    let first = failed.into_iter().next().map(|(_, refusal)| refusal);
+    let (code, hint) = first.map_or(("internal".into(), None), |refusal| (refusal.code, refusal.hint));
+    Refusal { hint, ..Refusal::new(&code, message) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drain_that_failed_names_every_machine_and_the_cordon_that_stays() {
+        let one =
+            |n: usize| (format!("default/m{n}"), Refusal::new("no-node", format!("no room for {n}")).hint("make room"));
+        let refusal = stays_cordoned(&"n1".parse().unwrap(), not_moved(5, vec![one(1), one(4)]));
+        let words = "2 of 5 machines did not move: default/m1: no room for 1; default/m4: no room for 4";
+        assert_eq!((refusal.code.as_str(), refusal.message.as_str()), ("no-node", words));
+        let hint = "make room. n1 takes no new machines until: smartnode node uncordon n1";
+        assert_eq!(refusal.hint.as_deref(), Some(hint));
+        let many = not_moved(20, (0..12).map(one).collect());
+        assert!(many.message.ends_with("and 4 more"), "{many}");
+    }
 }

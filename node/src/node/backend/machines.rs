@@ -187,7 +187,7 @@ impl NodeBackend {
             return Err(Failure::denied("only an operator may read files of the host into an image")
                 .hint("run it as root on a node that was admitted as voter"));
         }
-        let packed = self.context.images.pack(paths).await?;
+        let packed = self.context.images.pack(paths, write.dry_run).await?;
         let command = Command::PutImage {
             tenant: tenant.clone(),
             name: name.clone(),

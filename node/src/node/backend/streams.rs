@@ -51,7 +51,7 @@ impl NodeBackend {
         }
         let tail = query.tail.map(|tail| u32::try_from(tail).unwrap_or(u32::MAX));
         let header = wire::encode(&LogsAskV1 { machine: record.id, tail, follow: query.follow });
-        let opened = self.context.transport.open(owner, Class::Control, LOGS, header, OPEN_TIMEOUT).await?;
+        let opened = self.context.transport.open(owner, Class::Session, LOGS, header, OPEN_TIMEOUT).await?;
         let lines = stream::unfold(Some(opened), |opened| async {
             let mut opened = opened?;
             match serving::read_frame(&mut opened).await {
@@ -82,7 +82,7 @@ impl NodeBackend {
             return Ok(Box::new(near));
         }
         let header = wire::encode(&ExecAskV1 { machine: record.id, argv: query.argv, stdin: query.stdin });
-        let opened = self.context.transport.open(owner, Class::Control, EXEC, header, OPEN_TIMEOUT).await?;
+        let opened = self.context.transport.open(owner, Class::Session, EXEC, header, OPEN_TIMEOUT).await?;
         Ok(Box::new(opened))
     }
 
@@ -92,7 +92,7 @@ impl NodeBackend {
             return Ok(Box::new(self.context.runtime.connect(record.id, port).await?));
         }
         let header = wire::encode(&ConnectAskV1 { machine: record.id, port });
-        Ok(Box::new(self.context.transport.open(owner, Class::Bulk, CONNECT, header, OPEN_TIMEOUT).await?))
+        Ok(Box::new(self.context.transport.open(owner, Class::Session, CONNECT, header, OPEN_TIMEOUT).await?))
     }
 
     pub(super) async fn open_events(

@@ -2,13 +2,13 @@
 #![expect(clippy::disallowed_methods, reason = "reads the machine's own directory")]
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use tokio::sync::mpsc;
 
-use crate::runtime::limits::{LOG_FILE_BYTES_MAX, LOG_FOLLOW, LOG_LINE_BYTES_MAX, LOG_LINES_QUEUED_MAX};
+use crate::runtime::limits::{LOG_FOLLOW, LOG_LINES_QUEUED_MAX, LOG_READ_BYTES};
 use crate::runtime::record::{LOG, LOG_OLD};
 use crate::runtime::{LogLine, LogQuery, LogSource};
 
@@ -45,18 +45,31 @@ impl Tail {
         Some(self.file.as_ref()?.metadata().ok()?.ino())
     }
 
-    /// The whole lines that have been added.
-    fn more(&mut self) -> io::Result<Vec<LogLine>> {
-        let Some(file) = &mut self.file else { return Ok(vec![]) };
-        // A file grows at most to its bound, so this ends whatever the machine writes meanwhile.
-        file.take(LOG_FILE_BYTES_MAX + LOG_LINE_BYTES_MAX as u64).read_to_end(&mut self.begun)?;
+    /// The next whole lines, of a bounded number of bytes; none when nothing has been added.
+    fn more(&mut self) -> io::Result<Option<Vec<LogLine>>> {
+        let Some(file) = &mut self.file else { return Ok(None) };
+        if file.take(LOG_READ_BYTES).read_to_end(&mut self.begun)? == 0 {
+            return Ok(None);
+        }
         let end = self.begun.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         let whole: Vec<u8> = self.begun.drain(..end).collect();
-        Ok(whole.split(|byte| *byte == b'\n').filter_map(parse).collect())
+        Ok(Some(whole.split(|byte| *byte == b'\n').filter_map(parse).collect()))
+    }
+
+    /// How many lines there are; the next ones are the first ones again.
+    fn count(&mut self) -> io::Result<usize> {
+        let mut lines = 0;
+        while let Some(more) = self.more()? {
+            lines += more.len();
+        }
+        self.begun.clear();
+        self.file.as_mut().map_or(Ok(0), |file| file.seek(SeekFrom::Start(0)))?;
+        Ok(lines)
     }
 }
 
-/// Starts to read a machine's log; the task ends with its receiver.
+/// Starts to read a machine's log; the task ends with its receiver. However much there is to tell, little of it is in memory
+/// at once: a reader may be slow, and there may be many.
 ///
 /// # Errors
 /// When a file is there and cannot be read.
@@ -64,14 +77,17 @@ pub fn read(dir: PathBuf, query: LogQuery) -> io::Result<mpsc::Receiver<LogLine>
     // The current file first: if it is rotated in between, both names lead to the same file.
     let mut current = Tail::open(&dir.join(LOG))?;
     let mut old = Tail::open(&dir.join(LOG_OLD))?;
-    let mut lines = if old.inode() == current.inode() { vec![] } else { old.more()? };
-    lines.extend(current.more()?);
-    if let Some(tail) = query.tail {
-        lines.drain(..lines.len().saturating_sub(tail));
+    if old.inode() == current.inode() {
+        old.file = None;
     }
+    let skipped = match query.tail {
+        None => 0,
+        Some(tail) => (old.count()? + current.count()?).saturating_sub(tail),
+    };
     let (sender, receiver) = mpsc::channel(LOG_LINES_QUEUED_MAX);
     tokio::spawn(async move {
-        let _ = feed(&dir, query.follow, current, lines, &sender).await;
+        let mut to = Teller { to: sender, skipped };
+        let _ = feed(&dir, query.follow, old, current, &mut to).await;
     });
     Ok(receiver)
 }
@@ -79,32 +95,52 @@ pub fn read(dir: PathBuf, query: LogQuery) -> io::Result<mpsc::Receiver<LogLine>
 /// Why a feed ends: nobody listens any more.
 struct NobodyListens;
 
+/// Tells lines to a reader, all but the first ones.
+struct Teller {
+    to: mpsc::Sender<LogLine>,
+    skipped: usize,
+}
+
+impl Teller {
+    /// Everything that a file has got by now.
+    async fn all_of(&mut self, file: &mut Tail) -> Result<(), NobodyListens> {
+        // A file grows at most to its bound, so this ends whatever the machine writes meanwhile.
+        while let Some(lines) = file.more().unwrap_or_default() {
+            for line in lines {
+                if self.skipped > 0 {
+                    self.skipped -= 1;
+                    continue;
+                }
+                self.to.send(line).await.map_err(|_| NobodyListens)?;
+            }
+        }
+        Ok(())
+    }
+}
+
 async fn feed(
     dir: &Path,
     follow: bool,
+    mut old: Tail,
     mut current: Tail,
-    mut lines: Vec<LogLine>,
-    to: &mpsc::Sender<LogLine>,
+    to: &mut Teller,
 ) -> Result<(), NobodyListens> {
+    to.all_of(&mut old).await?;
+    drop(old);
     loop {
-        for line in lines {
-            to.send(line).await.map_err(|_| NobodyListens)?;
-        }
+        to.all_of(&mut current).await?;
         if !follow {
             return Ok(());
         }
         tokio::select! {
             biased;
-            () = to.closed() => return Err(NobodyListens),
+            () = to.to.closed() => return Err(NobodyListens),
             () = tokio::time::sleep(LOG_FOLLOW) => {}
         }
-        lines = current.more().unwrap_or_default();
-        let now = Tail::open(&dir.join(LOG));
-        match now {
-            Ok(mut now) if now.inode() != current.inode() => {
+        match Tail::open(&dir.join(LOG)) {
+            Ok(now) if now.inode() != current.inode() => {
                 // What was added before the rotation comes first.
-                lines.extend(current.more().unwrap_or_default());
-                lines.extend(now.more().unwrap_or_default());
+                to.all_of(&mut current).await?;
                 current = now;
             }
             _ if !dir.exists() => return Ok(()),
@@ -124,6 +160,26 @@ mod tests {
         assert_eq!(parse(b"17 o ").unwrap().text, "");
         for bad in [&b""[..], b"x o y", b"17 z y", b"17"] {
             assert_eq!(parse(bad), None);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_long_log_is_told_whole_and_read_in_parts() {
+        let temporary = tempfile::tempdir().unwrap();
+        let text = |numbers: std::ops::Range<usize>| -> String {
+            numbers.map(|number| format!("1 o {number:0100}\n")).collect()
+        };
+        let lines = 3 * LOG_READ_BYTES as usize / 100;
+        std::fs::write(temporary.path().join(LOG_OLD), text(0..lines)).unwrap();
+        std::fs::write(temporary.path().join(LOG), text(lines..2 * lines)).unwrap();
+        for tail in [None, Some(lines + 7), Some(0), Some(usize::MAX)] {
+            let mut told = read(temporary.path().to_owned(), LogQuery { tail, follow: false }).unwrap();
+            let mut next = (2 * lines).saturating_sub(tail.unwrap_or(usize::MAX));
+            while let Some(line) = told.recv().await {
+                assert_eq!(line.text.parse(), Ok(next), "{tail:?}");
+                next += 1;
+            }
+            assert_eq!(next, 2 * lines, "{tail:?}");
         }
     }
 
