@@ -160,7 +160,7 @@ impl Node {
         let gossip = Gossip::start(gossip_config, &seams, link, gossip_in, membership.members());
 
         let surroundings = Arc::new(wiring::Around::new(me, membership.clone(), gossip.clone()));
-        let ledger_config = LedgerConfig { node: me, address: advertise.to_string() };
+        let ledger_config = LedgerConfig { node: me, address: advertise.to_string(), role: file.role };
         let rpc = Arc::new(transport.clone());
         let ledger = registration.start(ledger_config, &seams, rpc, surroundings).await?;
         if let Some(frame) = file.founding.take() {
