@@ -40,7 +40,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::host::{Host, offered};
 use crate::images::service::Images;
-use crate::reconcile::driver::Held;
+use crate::reconcile::held::Held;
 use crate::runtime::Runtime;
 use crate::{caretaker, cleanup, moving, reconcile};
 use backend::NodeBackend;

@@ -11,6 +11,7 @@ use fabric::model::{Desired, MachineRecord, Placement, Restart};
 
 pub mod backoff;
 pub mod driver;
+pub mod held;
 mod publish;
 
 /// What this node has of a machine.
