@@ -1,6 +1,6 @@
 //! A worker: it runs machines, is told what concerns itself, and reaches no further.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use smartnode_tests::machines::{BEAT, COUNT, IDLE, owner, pid};
@@ -36,7 +36,7 @@ fn a_worker_runs_machines_reaches_no_further_and_leaves() {
     // It shows the cluster as far as it is told, and says who could do what it may not.
     let told = || (!cluster.cli(1, &["status"]).ok().stdout.contains("machines  0")).then_some(());
     poll::until("it is told of its machine", Duration::from_secs(10), told);
-    let list = cluster.cli(1, &["machine", "list", "-o", "json"]).ok();
+    let list = cluster.cli(1, &["node", "list", "-o", "json"]).ok();
     assert_eq!(list.json()["partial"], true);
     assert!(list.stderr.contains("ask a node with role voter"), "{list:?}");
     for denied in
@@ -67,7 +67,6 @@ fn a_worker_runs_machines_reaches_no_further_and_leaves() {
 /// Cuts the worker off from all voters but the leader, in such a way that its feed, which came from one of the others, has
 /// stopped and its writes go on. Gives the leader.
 fn cut_feed(cluster: &mut Cluster, worker: usize, machine: &str) -> usize {
-    let socket = |cluster: &Cluster, at: usize| cluster.lab.host(at).admin_socket();
     let path = format!("/v1/tenants/default/machines/{machine}");
     for round in 0..8 {
         let leader = cluster.leader(0);
@@ -76,9 +75,11 @@ fn cut_feed(cluster: &mut Cluster, worker: usize, machine: &str) -> usize {
             cluster.lab.cut(worker, at).expect("nft");
         }
         let label = format!(r#"{{"labels":{{"round":"{round}"}}}}"#);
-        assert_eq!(http::ask(&socket(cluster, leader), "PATCH", &path, &[], &label).status, 200);
-        let begun = std::time::Instant::now();
-        let told = || cluster.inspect(worker, machine).unwrap()["spec"]["labels"]["round"] == round.to_string();
+        let written = http::ask(&cluster.lab.host(leader).admin_socket(), "PATCH", &path, &[], &label);
+        assert_eq!(written.status, 200, "{written:?}");
+        let revision = written.json()["revision"].as_u64();
+        let begun = Instant::now();
+        let told = || cluster.cli(worker, &["status", "-o", "json"]).ok().json()["applied"].as_u64() >= revision;
         while begun.elapsed() < Duration::from_millis(500) && !told() {}
         if !told() {
             return leader;
@@ -86,7 +87,7 @@ fn cut_feed(cluster: &mut Cluster, worker: usize, machine: &str) -> usize {
         // It was the leader that fed it: another is to lead.
         cluster.heal();
         cluster.kill_daemon(leader);
-        let other = (0..worker).find(|at| *at != leader).expect("another voter");
+        let other = cluster.other_than(&[leader, worker]);
         poll::until("another leads", Duration::from_secs(20), || (cluster.leader(other) != leader).then_some(()));
         cluster.start(leader);
         cluster.wait_ready(leader);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use fabric::ids::{MachineId, NodeId};
-use fabric::model::{Desired, ImageRecord, Labels, MachineRecord, Name, Role};
+use fabric::model::{Desired, ImageRecord, Labels, MachineRecord, Name};
 use fabric::seams::draw;
 use raft_store::command::{Command, LabelPatch, Outcome};
 
@@ -15,11 +15,7 @@ use crate::caretaker;
 impl NodeBackend {
     pub(super) fn record(&self, tenant: &Name, name: &Name) -> Result<MachineRecord> {
         let found = self.context.ledger.read(|state| state.machine_by_name(tenant, name).cloned());
-        found.ok_or_else(|| match self.context.role {
-            Role::Voter => Failure::not_found("machine", name),
-            Role::Worker => Failure::not_found("machine", name)
-                .hint("this node is a worker and knows its own machines alone: ask a node with role voter"),
-        })
+        found.ok_or_else(|| Failure::not_found("machine", name))
     }
 
     /// A machine's record and who owns it now.
