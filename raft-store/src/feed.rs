@@ -46,6 +46,8 @@ pub struct Mine {
     pub node: Option<NodeRecord>,
     /// The node has been removed: the positive record of it.
     pub removed: bool,
+    /// Revision of its placements. It makes every change of them news, also one that leaves the machines as they were.
+    pub placed: u64,
     /// Machines that it owns, had until their new owner runs them, or is to receive by a move.
     pub machines: Vec<MachineRecord>,
     /// Who votes or stands by.
@@ -59,6 +61,7 @@ pub(crate) struct MineHeadV1 {
     feature_level: u32,
     node: Option<NodeRecord>,
     removed: bool,
+    placed: u64,
     members: Vec<LedgerMember>,
     machines: u32,
 }
@@ -83,6 +86,7 @@ impl Mine {
             feature_level: state.settings.feature_level,
             node: state.nodes.get(&node).cloned(),
             removed: state.tombstones.contains_key(&node),
+            placed: state.placed_on(node),
             machines: state.machines_on(node).chain(state.machines_reserved_on(node)).cloned().collect(),
             members,
         }
@@ -95,6 +99,7 @@ impl Mine {
             feature_level: self.feature_level,
             node: self.node.clone(),
             removed: self.removed,
+            placed: self.placed,
             members: self.members.clone(),
             machines: self.machines.len() as u32,
         });
@@ -121,6 +126,7 @@ impl Mine {
             feature_level: head.feature_level,
             node: head.node,
             removed: head.removed,
+            placed: head.placed,
             machines,
             members: head.members,
         })

@@ -34,7 +34,8 @@ pub struct GrantV1 {
     pub term: u64,
     /// Length, milliseconds, counted by the holder from the sending of its request.
     pub ttl_ms: u64,
-    /// Ledger index up to which the leader had applied: a frozen machine thaws only by a view at least this new.
+    /// Revision of the holder's placements, by the leader's state after its ReadIndex round: a frozen machine thaws only by
+    /// a view at least this new. Entries that change no placement of the holder do not raise it.
     pub revision: u64,
 }
 /// Current version of a grant.
@@ -162,7 +163,7 @@ impl Book {
     }
 
     /// Grants `node` a lease at `now`. Call it only after a ReadIndex round begun after the request's arrival;
-    /// `revision` is the index applied after that round.
+    /// `revision` is that of the node's placements in the state applied after that round.
     ///
     /// # Errors
     /// See [`NoGrant`].
@@ -291,8 +292,8 @@ impl Holder {
         self.lease_ends.max(self.absence_ends)
     }
 
-    /// Whether a frozen machine may go on: the lease is alive, and a view of the ledger at least as new as the grant
-    /// (`view`, an index) still names this node as owner in the machine's epoch.
+    /// Whether a frozen machine may go on: the lease is alive, and a view of the ledger at least as new as the last change
+    /// of this node's placements before the grant (`view`, an index) names this node as owner in the machine's epoch.
     pub fn may_thaw(&self, now: Duration, view: u64, named_owner: bool) -> bool {
         let alive = self.deadline().is_some_and(|deadline| phase(now, deadline) == Phase::Run);
         alive && named_owner && view >= self.revision

@@ -11,7 +11,9 @@ use fabric::wire::{self, Record, WireError};
 use rkyv::{Archive, Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::state::{AbsenceRecord, AuditEntry, CaRecord, IdempotencyRecord, Settings, State, TokenRecord};
+use crate::state::{
+    AbsenceRecord, AuditEntry, CaRecord, IdempotencyRecord, PlacedRecord, Settings, State, TokenRecord,
+};
 
 /// Ends a snapshot.
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +91,7 @@ fn body(state: &State, keys: CaKeys) -> impl Iterator<Item = Vec<u8>> + '_ {
         .chain(state.cas.values().map(ca))
         .chain(frames(state.nodes.values()))
         .chain(frames(state.absences.values()))
+        .chain(frames(state.placed.values()))
         .chain(frames(state.tombstones.values()))
         .chain(frames(state.tokens.values()))
         .chain(frames(state.tenants.values()))
@@ -181,6 +184,7 @@ impl State {
             CaRecord => |r| self.cas.insert(Digest::of(&r.cert_der), r),
             NodeRecord => |r| self.nodes.insert(r.id, r),
             AbsenceRecord => |r| self.absences.insert(r.node, r),
+            PlacedRecord => |r| self.placed.insert(r.node, r),
             Tombstone => |r| self.tombstones.insert(r.node, r),
             TokenRecord => |r| self.tokens.insert(r.id, r),
             TenantRecord => |r| self.tenants.insert(r.name.clone(), r),

@@ -30,7 +30,8 @@ fn a_worker_is_fed_its_machines_and_keeps_them_over_a_restart() {
         assert_eq!(mine.machines[0].id, machine_id(1));
         // Its reads show as much, and that is no reason to take anything else for gone.
         assert_eq!(cluster.read(3, |state| state.machines_on(id_of(4)).count()), 1);
-        assert!(cluster.ledger(3).linearizable().await.is_err());
+        cluster.ledger(3).linearizable().await.unwrap();
+        assert_eq!(cluster.read(3, |state| state.nodes.len()), 1);
         assert_eq!(cluster.ledger(3).status().part, Part::Spare);
         // It confirms by a forwarded write, which shows in its feed.
         let confirm = Command::Confirm { machine: machine_id(1), epoch: 1 };
@@ -67,6 +68,86 @@ fn a_worker_is_not_held_back_by_a_member_that_is_cut_off() {
             eventually("the worker is fed by another", || (cluster.ledger(3).mine().at.1 >= index).then_some(())).await;
             cluster.net.heal();
         }
+    });
+}
+
+/// Requests for pages of the feed.
+const PAGE: u16 = 109;
+
+#[test]
+fn a_worker_s_linearizable_read_shows_what_became_of_its_machines() {
+    run(async {
+        let cluster = Cluster::with_worker().await;
+        for number in [1, 2] {
+            for command in machine(number, false) {
+                cluster.write(0, command).await.unwrap();
+            }
+            cluster.write(0, place(machine_id(number), 0, id_of(4))).await.unwrap();
+        }
+        let owned = |cluster: &Cluster| cluster.read(3, |state| state.machines_on(id_of(4)).count());
+        cluster.ledger(3).linearizable().await.unwrap();
+        assert_eq!(owned(&cluster), 2, "no waiting for the feed");
+        // Entries that do not concern it bring no page, and are no reason to wait for one.
+        let index = cluster.write(0, tenant(1)).await.unwrap();
+        let begun = tokio::time::Instant::now();
+        cluster.ledger(3).wait_applied(index).await.unwrap();
+        cluster.ledger(3).linearizable().await.unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+        assert!(*cluster.ledger(3).changed().borrow() >= index);
+
+        // A machine that it releases is gone from its view, and exists.
+        let release = Command::Release { machine: machine_id(1), epoch: 1 };
+        let index = cluster.write(3, release).await.unwrap();
+        cluster.ledger(3).wait_applied(index).await.unwrap();
+        assert_eq!(owned(&cluster), 1);
+        assert_eq!(cluster.read(3, |state| state.machines.len()), 1);
+        assert_eq!(cluster.read(0, |state| state.machines.len()), 2);
+    });
+}
+
+#[test]
+fn a_worker_whose_feed_is_cut_does_not_take_its_view_for_current() {
+    run(async {
+        let cluster = Cluster::with_worker().await;
+        for command in machine(1, false) {
+            cluster.write(0, command).await.unwrap();
+        }
+        cluster.write(0, place(machine_id(1), 0, id_of(4))).await.unwrap();
+        cluster.ledger(3).linearizable().await.unwrap();
+        // Its writes arrive, and no page does.
+        cluster.net.muted.lock().unwrap().insert((id_of(4), PAGE));
+        let index = cluster.write(3, Command::Release { machine: machine_id(1), epoch: 1 }).await.unwrap();
+        assert!(cluster.ledger(3).wait_applied(index).await.is_err());
+        assert!(cluster.ledger(3).linearizable().await.is_err());
+        assert!(cluster.ledger(3).read_at(|at, _| at) < index);
+        cluster.net.muted.lock().unwrap().clear();
+        cluster.ledger(3).wait_applied(index).await.unwrap();
+        assert!(cluster.ledger(3).read_at(|at, _| at) >= index);
+        assert_eq!(cluster.read(3, |state| state.machines_on(id_of(4)).count()), 0);
+    });
+}
+
+#[test]
+fn a_worker_s_lease_waits_for_news_of_its_own_machines_alone() {
+    run(async {
+        let cluster = Cluster::with_worker().await;
+        for command in machine(1, true) {
+            cluster.write(0, command).await.unwrap();
+        }
+        let placed = cluster.write(0, place(machine_id(1), 0, id_of(4))).await.unwrap();
+        cluster.ledger(3).linearizable().await.unwrap();
+        // Others write; nothing of it reaches the worker, and its view covers every grant all the same.
+        cluster.net.muted.lock().unwrap().insert((id_of(4), PAGE));
+        for number in 1..=20 {
+            cluster.write(0, tenant(number)).await.unwrap();
+            let revision = cluster.ledger(3).renew_lease().await.unwrap().grant.revision;
+            assert_eq!(revision, placed);
+            assert!(cluster.ledger(3).read_at(|at, _| at) >= revision);
+        }
+        // What changes its machines it must have seen, also when it has lost one.
+        let lost = cluster.write(3, Command::Release { machine: machine_id(1), epoch: 1 }).await.unwrap();
+        assert_eq!(cluster.ledger(3).renew_lease().await.unwrap().grant.revision, lost);
+        assert!(cluster.ledger(3).read_at(|at, _| at) < lost);
     });
 }
 

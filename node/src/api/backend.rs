@@ -88,6 +88,8 @@ pub struct Page<T> {
     pub staleness_ms: u64,
     /// Nodes that did not tell what they observe.
     pub unreachable: Vec<Name>,
+    /// This node is a worker: it knows what concerns itself, so others may be missing.
+    pub partial: bool,
 }
 
 /// One thing, and how old the answer may be.

@@ -5,10 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fabric::ids::{Digest, MoveId};
+use fabric::model::Role;
+use fabric::rpc::Refusal;
+use fabric::wire;
+use raft_store::state::State;
 
 use super::is_needed;
+use crate::api::failure::Failure;
 use crate::moving::incoming::staging;
 use crate::moving::marker::{self, MarkerV1};
+use crate::node::admission::{Late, started};
+use crate::node::asks::{self, NAMED, NAMED_IMAGES_MAX, NamedAnswerV1, NamedAskV1};
 use crate::node::context::Context;
 use crate::transfer::{self, frames::blocking};
 
@@ -90,13 +97,14 @@ fn notes(context: &Context) -> Option<(Vec<MarkerV1>, Vec<MarkerV1>)> {
 /// Images that neither the ledger names nor a machine of this node uses.
 async fn images(context: &Context) {
     let Some(mut needed) = needed_images(context).await else { return };
-    if !context.images.held().iter().all(|digest| needed.contains(digest)) {
+    let held = context.images.held();
+    let unneeded: Vec<Digest> = held.iter().filter(|digest| !needed.contains(digest)).copied().collect();
+    if !unneeded.is_empty() {
         // An old copy of the ledger may not know yet who wants them.
-        if context.ledger.linearizable().await.is_err() {
-            return;
-        }
+        let Ok(named) = named(context, unneeded).await else { return };
         let Some(now_needed) = needed_images(context).await else { return };
         needed = now_needed;
+        needed.extend(named);
     }
     if let Err(failure) = context.images.collect(needed, context.seams.clock.boottime()).await {
         tracing::warn!(reason = %failure, "images that nobody needs were not removed");
@@ -107,9 +115,43 @@ async fn images(context: &Context) {
 async fn needed_images(context: &Context) -> Option<BTreeSet<Digest>> {
     let observed = context.runtime.list().await.ok()?;
     let mut needed: BTreeSet<Digest> = observed.into_iter().filter_map(|machine| machine.image).collect();
-    context.ledger.read(|state| {
-        needed.extend(state.images.values().map(|image| image.digest));
-        needed.extend(state.machines.values().map(|machine| machine.image));
-    });
+    needed.extend(context.ledger.read(named_by));
     Some(needed)
+}
+
+fn named_by(state: &State) -> BTreeSet<Digest> {
+    let images = state.images.values().map(|image| image.digest);
+    images.chain(state.machines.values().map(|machine| machine.image)).collect()
+}
+
+/// Those of some images that the ledger names, read linearizably. A worker's view names its own machines' alone, so it has
+/// a voter look: what it drops may be the last copy.
+async fn named(context: &Context, images: Vec<Digest>) -> Result<Vec<Digest>, Refusal> {
+    if context.role == Role::Voter {
+        context.ledger.linearizable().await.map_err(Failure::from)?;
+        let named = context.ledger.read(named_by);
+        return Ok(images.into_iter().filter(|image| named.contains(image)).collect());
+    }
+    let (asked, rest) = images.split_at(images.len().min(NAMED_IMAGES_MAX));
+    let question = wire::encode(&NamedAskV1 { images: asked.to_vec() });
+    let mut named = context.ask_voters::<NamedAnswerV1>(NAMED, question).await?.images;
+    // What there was no room to ask about stays for a later round.
+    named.extend(rest);
+    Ok(named)
+}
+
+/// Serves [`NAMED`].
+///
+/// # Errors
+/// `not-ready` when this node cannot read the ledger linearizably now, or is a worker itself.
+pub async fn serve_named(late: Late, body: Vec<u8>) -> Result<Vec<u8>, Refusal> {
+    let context = started(&late)?;
+    let ask: NamedAskV1 = asks::read(&body)?;
+    let not_ready = |_| Refusal::new("not-ready", "this node cannot read the ledger now");
+    if context.role != Role::Voter {
+        return Err(not_ready(()));
+    }
+    let images = ask.images.into_iter().take(NAMED_IMAGES_MAX).collect();
+    let images = named(&context, images).await.map_err(|_| not_ready(()))?;
+    Ok(wire::encode(&NamedAnswerV1 { images }))
 }

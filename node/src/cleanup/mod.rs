@@ -2,7 +2,8 @@
 //! moves, images that no record names, and what a crash left of machines (the runtime's own sweep).
 //!
 //! What is absent: deciding that a machine may go. That is `reconcile`, on a positive record; this comes after it. Nothing
-//! is removed on the word of an old copy of the ledger: before anything goes, a linearizable read has succeeded.
+//! is removed on the word of an old copy of the ledger: before anything goes, a linearizable read has succeeded. A worker's
+//! own view says enough about its moves; about images it asks a voter.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

@@ -34,7 +34,11 @@ pub async fn status(session: &mut Session, args: StatusArgs) -> Result<()> {
             answer.ok_or_else(|| CliError::new(Exit::Failed, "the node answered nothing"))?
         }
     };
-    output::one(session.global.output, &status, &status.node, || status_text(&status))
+    output::one(session.global.output, &status, &status.node, || status_text(&status))?;
+    if status.role == Role::Worker {
+        session.say(&format!("{}: nodes and machines are those that it is told of", output::WORKER));
+    }
+    Ok(())
 }
 
 fn status_text(status: &Status) -> String {

@@ -19,6 +19,9 @@ pub trait Row {
     fn cells(&self, now_ms: u64) -> Vec<String>;
 }
 
+/// What a worker's answers are about.
+pub const WORKER: &str = "this node is a worker and knows what concerns itself alone";
+
 /// The wall clock, for ages.
 pub fn now_ms() -> u64 {
     KernelClock.wall().as_millis() as u64
@@ -74,7 +77,7 @@ pub fn inspect<T: Serialize>(output: Output, value: &T, name: &str) -> Result<()
     }
 }
 
-/// A list. Who did not answer is said on stderr.
+/// A list. What may be missing is said on stderr.
 ///
 /// # Errors
 /// When stdout is gone.
@@ -91,6 +94,9 @@ pub fn list<T: Row + Serialize>(output: Output, list: &List<T>) -> Result<(), Cl
     if !list.unreachable.is_empty() {
         let names = list.unreachable.join(", ");
         let _ = writeln!(anstream::stderr(), "no answer from {names}: what they observe is missing");
+    }
+    if list.partial {
+        let _ = writeln!(anstream::stderr(), "{WORKER}: ask a node with role voter for the rest");
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use fabric::ids::{MoveId, NodeId};
+use fabric::ids::{MachineId, MoveId, NodeId};
 use fabric::model::{Desired, MachineRecord};
 use fabric::records;
 use fabric::rpc::{CallError, Refusal};
@@ -19,11 +19,11 @@ use super::{Verdict, verdict};
 use crate::api::failure::Failure;
 use crate::node::admission::{Late, started};
 use crate::node::asks::{self, LAYER, MOVE};
-use crate::node::context::Context;
+use crate::node::context::{Context, DOUBT};
 use crate::node::failures::words;
 use crate::node::operations::Progress;
 use crate::node::serving;
-use crate::reconcile::driver::HeldGuard;
+use crate::reconcile::held::HeldGuard;
 use crate::transfer::{self, Source};
 
 /// How long the owner may take to begin.
@@ -36,14 +36,14 @@ const GRACE: Duration = Duration::from_secs(10);
 const RUNNING_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often reservations that nobody uses are looked for.
 const RESERVATIONS_LOOK: Duration = Duration::from_secs(2);
-/// Pause between two questions about a verdict.
-const DOUBT: Duration = Duration::from_millis(500);
+/// A move waits so long for what the reconciler does with its machine.
+const ACTION_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Header of a stream that asks the owner to move a machine.
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct MoveAskV1 {
     /// The machine.
-    pub machine: fabric::ids::MachineId,
+    pub machine: MachineId,
     /// Its destination.
     pub to: NodeId,
 }
@@ -103,16 +103,15 @@ pub async fn from_anywhere(
 
 /// Serves [`MOVE`]: this node is the owner.
 pub async fn serve(late: Late, request: StreamRequest) {
-    let prepared = (|| {
+    let prepared = async {
         asks::operator(request.peer)?;
         let context = started(&late)?;
         let ask: MoveAskV1 = asks::read(&request.header)?;
-        let record = context.ledger.read(|state| state.machines.get(&ask.machine).cloned());
-        let record = record.ok_or_else(|| Refusal::new("not-found", "there is no such machine"))?;
+        let record = owned(&context, ask.machine).await?;
         let progress = context.operations.begin("move", Some(record.tenant.clone()), record.name.as_str())?;
-        Ok((context, record, ask.to, progress))
-    })();
-    let (context, record, to, progress) = match prepared {
+        Ok::<_, Refusal>((context, record, ask.to, progress))
+    };
+    let (context, record, to, progress) = match prepared.await {
         Ok(prepared) => prepared,
         Err(refusal) => return request.refuse(refusal).await,
     };
@@ -141,6 +140,17 @@ pub async fn serve(late: Late, request: StreamRequest) {
     }
 }
 
+/// A machine of this node. Who asks may know that it is here before this node's view does.
+async fn owned(context: &Context, machine: MachineId) -> Result<MachineRecord, Refusal> {
+    let find = || context.ledger.read(|state| state.machines.get(&machine).cloned());
+    let here = |record: &MachineRecord| record.placement.is_some_and(|placement| placement.node == context.me);
+    if let Some(record) = find().filter(here) {
+        return Ok(record);
+    }
+    context.ledger.linearizable().await.map_err(Failure::from)?;
+    find().ok_or_else(|| Refusal::new("not-found", "there is no such machine here"))
+}
+
 async fn tell(
     stream: &mut fabric::transport::Stream,
     progress: &Progress,
@@ -158,28 +168,29 @@ async fn run(context: &Arc<Context>, record: &MachineRecord, to: NodeId, progres
     let Some(placement) = record.placement.filter(|placement| placement.node == context.me) else {
         return Err(Failure::new("conflict", "the machine has left this node").hint("look where it is, and try again"));
     };
-    let Some(held) = context.held.take(record.id) else {
-        return Err(Failure::new("moving", format!("machine {} is being moved already", record.name)));
+    let Some(held) = context.held.wait_for_move(record.id, ACTION_PATIENCE).await else {
+        return Err(Failure::new("moving", format!("machine {} is being moved or started already", record.name)));
     };
     let marker = MarkerV1 { machine: record.id, id: MoveId(draw(&*context.seams.entropy)), epoch: placement.epoch };
     progress.phase("reserve", 50);
     let begin = Command::MoveBegin { machine: record.id, from_epoch: placement.epoch, id: marker.id, to };
     context.submit(begin).await?;
+    let mut open = Undecided { context: context.clone(), marker, held: Some(held), switching: false };
     if let Err(failure) = bring(context, record, marker, to, progress).await {
-        give_up(context, marker, held).await;
+        open.give_up().await;
         return Err(failure);
     }
     progress.phase("switch", 900);
-    let disk = &*context.seams.disk;
-    if let Err(error) = marker::add(disk, marker::OUT, marker) {
-        give_up(context, marker, held).await;
+    if let Err(error) = marker::add(&*context.seams.disk, marker::OUT, marker) {
+        open.give_up().await;
         return Err(Failure::internal(format!("the move could not be noted on disk: {error}")));
     }
+    open.switching = true;
     let switch = Command::MoveSwitch { machine: record.id, id: marker.id, from_epoch: placement.epoch };
-    let verdict = match context.submit(switch).await {
-        Ok(_) => {
+    let decided = match context.propose(switch).await {
+        Ok(applied) => {
             moved_away(context, marker);
-            Verdict::Switched
+            Some((Verdict::Switched, applied.index))
         }
         // Refused or unknown: only the ledger knows which of SWITCH and ABORT came first.
         Err(failure) => {
@@ -187,12 +198,66 @@ async fn run(context: &Arc<Context>, record: &MachineRecord, to: NodeId, progres
             settle(context, marker).await
         }
     };
-    settled(context, marker, held);
-    if verdict != Verdict::Switched {
-        return Err(Failure::new("aborted", "the move was given up; the machine stays where it was"));
+    match open.decided(decided) {
+        Some(Verdict::Switched) => {
+            progress.phase("starting there", 950);
+            wait_running(context, record).await
+        }
+        Some(_) => Err(Failure::new("aborted", "the move was given up; the machine stays where it was")),
+        None => Err(Failure::new("not-ready", "this node stops: how the move ended is unknown")
+            .hint(format!("smartnode machine inspect {}", record.name))),
     }
-    progress.phase("starting there", 950);
-    wait_running(context, record).await
+}
+
+/// A move that is announced and has no verdict. However its driver ends, also when whoever waits for it gives up and drops
+/// it halfway, the ledger decides, and nothing but its decision gives the machine back.
+struct Undecided {
+    context: Arc<Context>,
+    marker: MarkerV1,
+    /// Until there is a verdict.
+    held: Option<HeldGuard>,
+    /// SWITCH may have been proposed.
+    switching: bool,
+}
+
+impl Undecided {
+    /// ABORT before any SWITCH was proposed: the machine may run again at once, also where no leader can be reached, since
+    /// nobody else can propose one. By whatever view of the ledger it is started, it is this node's.
+    async fn give_up(mut self) {
+        self.held = None;
+        let MarkerV1 { machine, id, epoch: from_epoch } = self.marker;
+        if let Err(failure) = self.context.submit(Command::MoveAbort { machine, id, from_epoch }).await {
+            tracing::warn!(machine = %machine.short(), reason = %failure, "the reservation of a move is still there");
+            let (context, marker) = (self.context.clone(), self.marker);
+            tokio::spawn(async move { settle(&context, marker).await });
+        }
+    }
+
+    /// There is a verdict, with the index at which it can be read; none when the node stops before.
+    fn decided(mut self, decided: Option<(Verdict, u64)>) -> Option<Verdict> {
+        let held = self.held.take()?;
+        let (context, marker) = (self.context.clone(), self.marker);
+        let verdict = decided.map(|(verdict, _)| verdict);
+        tokio::spawn(async move { hand_back(&context, marker, held, decided.map(|(_, index)| index)).await });
+        verdict
+    }
+}
+
+impl Drop for Undecided {
+    fn drop(&mut self) {
+        let Some(held) = self.held.take() else { return };
+        let (context, marker) = (self.context.clone(), self.marker);
+        let held = Some(held).filter(|_| self.switching);
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn(async move {
+                let decided = settle(&context, marker).await;
+                if let Some(held) = held {
+                    hand_back(&context, marker, held, decided.map(|(_, index)| index)).await;
+                }
+            })),
+            Err(_) => held.into_iter().for_each(HeldGuard::keep),
+        }
+    }
 }
 
 /// Brings the layer across and stops the machine for the last of it.
@@ -236,38 +301,29 @@ fn broken(error: transfer::SendError) -> Failure {
     Failure::new("transfer", words(&error)).hint("the machine stays where it was; try again, the transfer resumes")
 }
 
-/// ABORT before any SWITCH was proposed: the machine may run again at once, since nobody else can propose one.
-async fn give_up(context: &Arc<Context>, marker: MarkerV1, held: HeldGuard) {
-    drop(held);
-    let abort = Command::MoveAbort { machine: marker.machine, id: marker.id, from_epoch: marker.epoch };
-    if let Err(failure) = context.submit(abort).await {
-        tracing::warn!(machine = %marker.machine.short(), reason = %failure, "the reservation of a move is still there");
-        let context = context.clone();
-        tokio::spawn(async move { settle(&context, marker).await });
-    }
-}
-
-/// Asks until the ledger has decided: proposes ABORT, and reads what was first. Bounded by nothing but the node's life,
-/// for that is the rule: no time-out may start the machine again.
-async fn settle(context: &Context, marker: MarkerV1) -> Verdict {
+/// Asks until the ledger has decided: proposes ABORT, and reads what was first, with the index of the copy that shows it.
+/// Bounded by nothing but the node's life (none: the node stops), for that is the rule: no time-out may start the machine
+/// again.
+async fn settle(context: &Context, marker: MarkerV1) -> Option<(Verdict, u64)> {
     loop {
         let abort = Command::MoveAbort { machine: marker.machine, id: marker.id, from_epoch: marker.epoch };
         let _ = context.submit(abort).await;
         if context.ledger.linearizable().await.is_ok() {
-            let found = context
-                .ledger
-                .read(|state| verdict(state.machines.get(&marker.machine), context.me, marker.id, marker.epoch));
+            let (found, index, gone) = context.ledger.read_at(|index, state| {
+                let record = state.machines.get(&marker.machine);
+                let found = verdict(record, context.me, marker.id, marker.epoch);
+                (found, index, super::moved_away(record, context.me, marker.epoch))
+            });
             if found != Verdict::Open {
-                let record = context.ledger.read(|state| state.machines.get(&marker.machine).cloned());
-                if super::moved_away(record.as_ref(), context.me, marker.epoch) {
+                if gone {
                     moved_away(context, marker);
                 }
-                return found;
+                return Some((found, index));
             }
         }
         tokio::select! {
             biased;
-            () = context.shutdown.cancelled() => return Verdict::Open,
+            () = context.shutdown.cancelled() => return None,
             () = tokio::time::sleep(DOUBT) => {}
         }
     }
@@ -280,15 +336,18 @@ fn moved_away(context: &Context, marker: MarkerV1) {
     }
 }
 
-fn settled(context: &Context, marker: MarkerV1, held: HeldGuard) {
-    if context.shutdown.is_cancelled() {
-        // The verdict may be open: the marker stays for the next start.
-        return;
+/// Gives a machine back to the reconciler once this node's view shows the verdict, and takes the note away then: a view of
+/// before SWITCH still gives the machine to this node, and a daemon that begins with one must ask. Without a verdict the
+/// node stops: the note stays for its next start, and the machine is held to the end.
+async fn hand_back(context: &Context, marker: MarkerV1, held: HeldGuard, decided: Option<u64>) {
+    let Some(index) = decided else { return held.keep() };
+    held.until_seen(index);
+    if !context.reached(index).await {
+        return held.keep();
     }
     if let Err(error) = marker::remove(&*context.seams.disk, marker::OUT, marker) {
         tracing::warn!(%error, "a move's note stays and is looked at again at the next start");
     }
-    drop(held);
 }
 
 async fn wait_running(context: &Context, record: &MachineRecord) -> Result<(), Failure> {
@@ -319,12 +378,12 @@ async fn wait_running(context: &Context, record: &MachineRecord) -> Result<(), F
 pub fn resume(context: &Arc<Context>) -> std::io::Result<()> {
     let noted = marker::load(&*context.seams.disk, marker::OUT)?;
     for marker in noted {
-        let Some(held) = context.held.take(marker.machine) else { continue };
+        let Some(held) = context.held.take_for_move(marker.machine) else { continue };
         let context = context.clone();
         tokio::spawn(async move {
-            let verdict = settle(&context, marker).await;
-            tracing::info!(machine = %marker.machine.short(), ?verdict, "a move of before the restart is decided");
-            settled(&context, marker, held);
+            let decided = settle(&context, marker).await;
+            tracing::info!(machine = %marker.machine.short(), ?decided, "a move of before the restart is decided");
+            hand_back(&context, marker, held, decided.map(|(_, index)| index)).await;
         });
     }
     Ok(())
@@ -353,12 +412,12 @@ fn give_back(context: &Arc<Context>) {
         moving.collect()
     });
     for marker in stale {
-        let Some(held) = context.held.take(marker.machine) else { continue };
+        let Some(held) = context.held.take_for_move(marker.machine) else { continue };
         let context = context.clone();
         tokio::spawn(async move {
-            let verdict = settle(&context, marker).await;
-            tracing::info!(machine = %marker.machine.short(), ?verdict, "a reservation of before the restart is given back");
-            drop(held);
+            let decided = settle(&context, marker).await;
+            tracing::info!(machine = %marker.machine.short(), ?decided, "a reservation of before the restart is given back");
+            hand_back(&context, marker, held, decided.map(|(_, index)| index)).await;
         });
     }
 }

@@ -3,7 +3,7 @@
 //! Request kinds of this package are 300-349, kinds of streams 350-399. Only voter-role peers may reach into machines:
 //! a worker speaks for itself alone (design section 4).
 
-use fabric::ids::{MachineId, NodeId};
+use fabric::ids::{Digest, MachineId, NodeId};
 use fabric::model::{MachineStatus, Tombstone};
 use fabric::records;
 use fabric::rpc::{Kind, Refusal};
@@ -21,6 +21,9 @@ pub const BURY: Kind = 303;
 /// Ask a voter where a machine could move: a worker does not know the other nodes.
 pub const ROOM: Kind = 304;
 
+/// Ask a voter which images the ledger names: a worker is told of none.
+pub const NAMED: Kind = 305;
+
 /// A stream to a program in a machine: frames of `api::frames`.
 pub const EXEC: Kind = 350;
 /// A stream of a machine's log lines.
@@ -34,6 +37,8 @@ pub const MOVE: Kind = 355;
 /// A stream that carries a machine's writable layer.
 pub const LAYER: Kind = 354;
 
+/// Most digests in one [`NAMED`] question.
+pub const NAMED_IMAGES_MAX: usize = 1024;
 /// Most machines in one [`STATUS`] question.
 pub const STATUS_MACHINES_MAX: usize = 4096;
 
@@ -95,6 +100,20 @@ pub struct RoomAnswerV1 {
     pub node: NodeId,
 }
 
+/// [`NAMED`].
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct NamedAskV1 {
+    /// At most [`NAMED_IMAGES_MAX`].
+    pub images: Vec<Digest>,
+}
+
+/// The answer to [`NAMED`]: those of the asked images that an image's name or a machine names.
+#[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub struct NamedAnswerV1 {
+    /// By a linearizable read.
+    pub images: Vec<Digest>,
+}
+
 /// Header of [`EXEC`].
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
 pub struct ExecAskV1 {
@@ -150,6 +169,8 @@ records!(
     BuryAskV1 = (370, 1),
     RoomAskV1 = (374, 1),
     RoomAnswerV1 = (375, 1),
+    NamedAskV1 = (376, 1),
+    NamedAnswerV1 = (377, 1),
 );
 
 /// Reads a peer's question.
@@ -212,7 +233,10 @@ mod tests {
             ClusterFileV1,
             ImageAskV1,
             ImageManifestV1,
-            ImageWantV1
+            ImageWantV1,
+            RoomAskV1,
+            NamedAskV1,
+            NamedAnswerV1
         );
     }
 

@@ -20,7 +20,7 @@ use fabric::transport::Transport;
 use fabric::wire::Record;
 use raft_store::command::{Actor, Command, Outcome};
 use raft_store::lease::Holder;
-use raft_store::ledger::Ledger;
+use raft_store::ledger::{Applied, Ledger};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -31,7 +31,7 @@ use crate::caretaker;
 use crate::host::Host;
 use crate::images::service::{Images, Ready};
 use crate::reconcile::backoff::Retries;
-use crate::reconcile::driver::Held;
+use crate::reconcile::held::Held;
 use crate::room::{self, Room};
 use crate::runtime::Runtime;
 use crate::schedule::{self, Candidate, Inventory};
@@ -40,6 +40,8 @@ use crate::schedule::{self, Candidate, Inventory};
 const SETTLE: Duration = Duration::from_secs(10);
 /// How long a write waits for this node's own copy.
 const CATCH_UP: Duration = Duration::from_secs(1);
+/// Pause between two questions about what the ledger has decided.
+pub const DOUBT: Duration = Duration::from_millis(500);
 /// A label that groups machines: they are spread over nodes.
 const SERVICE_LABEL: &str = "service";
 
@@ -93,7 +95,7 @@ pub struct Context {
     pub room: watch::Sender<Room>,
     /// Published ports of this node's machines that could not be opened, in words.
     pub unpublished: watch::Sender<BTreeMap<MachineId, String>>,
-    /// Machines that a move works on.
+    /// Machines that are worked on.
     pub held: Held,
     /// When this daemon started, Unix milliseconds.
     pub started_ms: u64,
@@ -123,9 +125,30 @@ impl Context {
     /// # Errors
     /// The ledger's refusal, a time-out (the outcome is unknown then), or that no leader can be reached.
     pub async fn submit(&self, command: Command) -> Result<Outcome, Failure> {
+        Ok(self.propose(command).await?.outcome)
+    }
+
+    /// [`Context::submit`], with the index at which the ledger has it.
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn propose(&self, command: Command) -> Result<Applied, Failure> {
         let applied = self.ledger.write(Actor::fabric(self.me), None, command).await?;
         self.caught_up(applied.index).await;
-        Ok(applied.outcome)
+        Ok(applied)
+    }
+
+    /// Waits until this node's view of the ledger is of `index` at least, however long that takes; false when the node
+    /// stops before.
+    pub async fn reached(&self, index: u64) -> bool {
+        while self.ledger.wait_applied(index).await.is_err() {
+            tokio::select! {
+                biased;
+                () = self.shutdown.cancelled() => return false,
+                () = tokio::time::sleep(DOUBT) => {}
+            }
+        }
+        true
     }
 
     /// Waits a moment until this node's copy has what was just written, so that who wrote reads it here. A copy that lags
@@ -203,7 +226,8 @@ impl Context {
         self.ledger.read(|state| state.machines_on(self.me).any(|record| record.spec.exclusive))
     }
 
-    /// Whether the cluster, asked linearizably, has no record of the machine.
+    /// Whether the cluster, asked linearizably, has no record of the machine; on a worker, whether it has none for this node:
+    /// the machine may be another's then.
     ///
     /// # Errors
     /// When no leader can be reached: nothing is known then.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fabric::ids::{Digest, NodeId};
-use fabric::model::NodeRecord;
+use fabric::model::{NodeRecord, Role};
 
 use super::context::Context;
 
@@ -17,7 +17,7 @@ const COPIES: usize = 3;
 /// An image that could not be fetched is asked for again after this.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Whether `me` is to keep a copy: the nodes that can run machines, in an order that each image shuffles anew, so that
+/// Whether `me` is to keep a copy: the nodes that can run machines and know of images (workers do not), in an order that each image shuffles anew, so that
 /// copies spread evenly and the loss of a node changes little.
 fn keeps<'a>(nodes: impl Iterator<Item = &'a NodeRecord>, me: NodeId, image: Digest) -> bool {
     let place = |node: NodeId| {
@@ -27,7 +27,8 @@ fn keeps<'a>(nodes: impl Iterator<Item = &'a NodeRecord>, me: NodeId, image: Dig
     };
     let mine = place(me);
     let (mut able, mut before) = (false, 0);
-    for node in nodes.filter(|node| node.capacity.memory_bytes > 0 && !node.draining) {
+    let able_to = |node: &&NodeRecord| node.role == Role::Voter && node.capacity.memory_bytes > 0 && !node.draining;
+    for node in nodes.filter(able_to) {
         able |= node.id == me;
         before += usize::from(place(node.id) < mine);
     }
@@ -72,7 +73,7 @@ pub async fn keep(context: Arc<Context>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use fabric::model::{Capacity, Labels, Role};
+    use fabric::model::{Capacity, Labels};
 
     fn node(number: u8) -> NodeRecord {
         let id = NodeId([number; 32]);
@@ -98,6 +99,7 @@ mod tests {
         let mut nodes: Vec<_> = (1..=9).map(node).collect();
         nodes[0].capacity.memory_bytes = 0;
         nodes[1].draining = true;
+        nodes[8].role = Role::Worker;
         let keepers = |nodes: &[NodeRecord], image: Digest| -> Vec<NodeId> {
             nodes.iter().map(|node| node.id).filter(|id| keeps(nodes.iter(), *id, image)).collect()
         };
@@ -105,10 +107,10 @@ mod tests {
         for image in (0..32).map(|number| Digest([number; 32])) {
             let chosen = keepers(&nodes, image);
             assert_eq!(chosen.len(), COPIES);
-            assert!(!chosen.contains(&nodes[0].id) && !chosen.contains(&nodes[1].id));
+            assert!([0, 1, 8].iter().all(|at| !chosen.contains(&nodes[*at].id)));
             assert_eq!(keepers(&nodes[2..4], image).len(), 2);
             all.extend(chosen);
         }
-        assert_eq!(all.len(), 7, "copies are spread over all that can keep them");
+        assert_eq!(all.len(), 6, "copies are spread over all that can keep them");
     }
 }

@@ -42,7 +42,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::host::{Host, offered};
 use crate::images::service::Images;
-use crate::reconcile::driver::Held;
+use crate::reconcile::held::Held;
 use crate::runtime::Runtime;
 use crate::{caretaker, cleanup, moving, reconcile, room};
 use backend::NodeBackend;
@@ -210,7 +210,7 @@ impl Node {
         let gossip = Gossip::start(gossip_config, &seams, link, gossip_in, membership.members());
 
         let surroundings = Arc::new(wiring::Around::new(me, membership.clone(), gossip.clone()));
-        let ledger_config = LedgerConfig { node: me, address: advertise.to_string() };
+        let ledger_config = LedgerConfig { node: me, address: advertise.to_string(), role: file.role };
         let rpc = Arc::new(transport.clone());
         let ledger = registration.start(ledger_config, &seams, rpc, surroundings).await?;
         if let Some(frame) = file.founding.take() {

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use fabric::ids::OperationId;
+use fabric::ids::{Digest, IdempotencyKey, OperationId};
 use fabric::limits::OPERATIONS_MAX;
 use fabric::model::Name;
 use fabric::rpc::Refusal;
 use fabric::seams::{Clock, Entropy, draw};
+use raft_store::codes;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -26,6 +27,37 @@ pub struct Operations {
 struct Entry {
     view: OperationView,
     cancel: CancellationToken,
+    request: Option<Request>,
+}
+
+/// A client's request with an `Idempotency-Key`: repeated, it gets the operation that it began the first time, for as long
+/// as that is remembered here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Request {
+    /// The key in its client's scope.
+    key: Digest,
+    /// What was asked.
+    asked: Digest,
+}
+
+impl Request {
+    /// A request of `caller` for what the words say.
+    pub fn new(caller: &str, key: IdempotencyKey, words: &[&str]) -> Self {
+        let mut asked = blake3::Hasher::new();
+        for word in words {
+            asked.update(&(word.len() as u64).to_le_bytes()).update(word.as_bytes());
+        }
+        Request { key: Digest::of(&[&key.0, caller.as_bytes()].concat()), asked: Digest(*asked.finalize().as_bytes()) }
+    }
+}
+
+/// What became of a request for an operation.
+#[derive(Debug)]
+pub enum Begun {
+    /// It begins now.
+    New(Progress),
+    /// The same request began it before.
+    Known(Box<OperationView>),
 }
 
 /// The side of an operation that does the work. Dropping it without an end marks it failed.
@@ -58,8 +90,44 @@ impl Operations {
     /// # Errors
     /// `busy` when the registry is full of operations under way.
     pub fn begin(self: &Arc<Self>, kind: &str, tenant: Option<Name>, subject: &str) -> Result<Progress, Refusal> {
-        let now_ms = self.now_ms();
+        self.enter(&mut self.entries(), kind, tenant, subject, None)
+    }
+
+    /// The same for a request that a client may repeat: one and the same operation however often it does.
+    ///
+    /// # Errors
+    /// The same, and `key-reused` when the key came with another request.
+    pub fn begin_once(
+        self: &Arc<Self>,
+        request: Option<Request>,
+        kind: &str,
+        tenant: Option<Name>,
+        subject: &str,
+    ) -> Result<Begun, Refusal> {
         let mut entries = self.entries();
+        if let Some(known) = repeated(&entries, request)? {
+            return Ok(Begun::Known(Box::new(known)));
+        }
+        self.enter(&mut entries, kind, tenant, subject, request).map(Begun::New)
+    }
+
+    /// The operation that a request began before.
+    ///
+    /// # Errors
+    /// `key-reused` when its key came with another request.
+    pub fn repeated(&self, request: Option<Request>) -> Result<Option<OperationView>, Refusal> {
+        repeated(&self.entries(), request)
+    }
+
+    fn enter(
+        self: &Arc<Self>,
+        entries: &mut BTreeMap<OperationId, Entry>,
+        kind: &str,
+        tenant: Option<Name>,
+        subject: &str,
+        request: Option<Request>,
+    ) -> Result<Progress, Refusal> {
+        let now_ms = self.now_ms();
         if entries.len() >= OPERATIONS_MAX {
             let ended = entries.values().filter(|entry| entry.view.state != OperationState::Running);
             let oldest = ended.min_by_key(|entry| entry.view.updated_ms).map(|entry| entry.view.id);
@@ -84,8 +152,7 @@ impl Operations {
             error: None,
         };
         let cancel = CancellationToken::new();
-        entries.insert(id, Entry { view, cancel: cancel.clone() });
-        drop(entries);
+        entries.insert(id, Entry { view, cancel: cancel.clone(), request });
         Ok(Progress { id, operations: self.clone(), cancelled: cancel, ended: false })
     }
 
@@ -118,6 +185,20 @@ impl Operations {
             entry.view.updated_ms = now_ms;
         }
         self.changed.send_modify(|version| *version += 1);
+    }
+}
+
+fn repeated(
+    entries: &BTreeMap<OperationId, Entry>,
+    request: Option<Request>,
+) -> Result<Option<OperationView>, Refusal> {
+    let Some(request) = request else { return Ok(None) };
+    let same_key = |entry: &&Entry| entry.request.is_some_and(|known| known.key == request.key);
+    match entries.values().find(same_key) {
+        None => Ok(None),
+        Some(known) if known.request == Some(request) => Ok(Some(known.view.clone())),
+        Some(_) => Err(Refusal::new(codes::KEY_REUSED, "this Idempotency-Key was used for another request")
+            .hint("send a new key with each new request")),
     }
 }
 
@@ -199,6 +280,23 @@ mod tests {
         assert!(operations.get(first_id).is_none());
         assert_eq!(operations.begin("move", None, "d").unwrap_err().code, "busy");
         drop((running, last));
+    }
+
+    #[test]
+    fn a_repeated_request_gets_its_operation() {
+        let operations = operations();
+        let key = IdempotencyKey([7; 16]);
+        let request = |caller, to| Some(Request::new(caller, key, &["default", "m", to]));
+        let begin = |request| operations.begin_once(request, "move", None, "m");
+        let Ok(Begun::New(first)) = begin(request("root@n1", "n2")) else { panic!("it is new") };
+        let id = first.id();
+        assert!(matches!(begin(request("root@n1", "n2")), Ok(Begun::Known(view)) if view.id == id));
+        first.done();
+        let known = operations.repeated(request("root@n1", "n2")).unwrap().expect("also when it has ended");
+        assert_eq!((known.id, known.state), (id, OperationState::Done));
+        assert_eq!(begin(request("root@n1", "n3")).unwrap_err().code, codes::KEY_REUSED);
+        assert!(matches!(begin(request("root@n2", "n3")), Ok(Begun::New(_))), "another client's key");
+        assert!(matches!(begin(None), Ok(Begun::New(_))));
     }
 
     #[test]

@@ -77,6 +77,8 @@ pub fn handlers(late: &Late) -> (Handlers, Registration, mpsc::Receiver<(NodeId,
     router.on(BURY, move |peer, body| admission::serve_bury(here.clone(), peer, body));
     let here = late.clone();
     router.on(ROOM, move |peer, body| super::backend::serve_room(here.clone(), peer, body));
+    let here = late.clone();
+    router.on(NAMED, move |_, body| crate::cleanup::driver::serve_named(here.clone(), body));
 
     let mut streams = StreamRouter::default();
     let here = late.clone();

@@ -14,6 +14,7 @@ use raft_store::command::Command;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use super::held::HeldGuard;
 use super::publish::Published;
 use super::{Action, Facts, Local, Phase, backoff, decide, lost};
 use crate::api::failure::Failure;
@@ -36,31 +37,6 @@ const BACKOFF: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(300);
 /// Code of the failure that is no machine's: this node has no lease that covers what was decided.
 const UNLEASED: &str = "unleased";
-
-/// Machines that a move works on: the reconciler leaves them alone.
-#[derive(Debug, Default, Clone)]
-pub struct Held(Arc<std::sync::Mutex<BTreeSet<MachineId>>>);
-
-impl Held {
-    fn snapshot(&self) -> BTreeSet<MachineId> {
-        self.0.lock().expect("no holder panics").clone()
-    }
-
-    /// Takes the machine, unless someone has it; it is given back when the guard goes.
-    pub fn take(&self, machine: MachineId) -> Option<HeldGuard> {
-        self.0.lock().expect("no holder panics").insert(machine).then(|| HeldGuard(self.clone(), machine))
-    }
-}
-
-/// A machine taken from the reconciler.
-#[derive(Debug)]
-pub struct HeldGuard(Held, MachineId);
-
-impl Drop for HeldGuard {
-    fn drop(&mut self) {
-        self.0.0.lock().expect("no holder panics").remove(&self.1);
-    }
-}
 
 enum Done {
     Well(MachineId),
@@ -159,7 +135,7 @@ impl Reconciler {
         let locals: BTreeMap<_, _> = observed.iter().map(|machine| (machine.id, local(machine))).collect();
         let now = Instant::now();
         self.resting.retain(|_, until| *until > now);
-        let mut busy = self.context.held.snapshot();
+        let mut busy = self.context.held.busy(index);
         busy.extend(self.busy.iter().chain(self.resting.keys()));
         self.absent.retain(|machine| locals.contains_key(machine) && !records.contains_key(machine));
         let boottime = self.context.seams.clock.boottime();
@@ -201,7 +177,7 @@ impl Reconciler {
         });
         self.published.follow(&records, &locals);
         for action in actions {
-            self.begin(action, &records);
+            self.begin(action, index, &records);
         }
     }
 
@@ -236,13 +212,15 @@ impl Reconciler {
         }
     }
 
-    fn begin(&mut self, action: Action, records: &BTreeMap<MachineId, MachineRecord>) {
+    fn begin(&mut self, action: Action, view: u64, records: &BTreeMap<MachineId, MachineRecord>) {
         let machine = action.machine();
+        // A move may have taken it since this was decided; it is looked at again then.
+        let Some(held) = self.context.held.take_for_action(machine, view) else { return };
         let (context, done, record) = (self.context.clone(), self.done.clone(), records.get(&machine).cloned());
         self.busy.insert(machine);
         tokio::spawn(async move {
             tracing::debug!(machine = %machine.short(), ?action, "reconcile");
-            let outcome = match perform(&context, &action, record).await {
+            let outcome = match perform(&context, &held, &action, record).await {
                 Ok(false) => Done::Well(machine),
                 Ok(true) => Done::Absent(machine),
                 Err(failure) => {
@@ -250,6 +228,7 @@ impl Reconciler {
                     Done::Badly(machine)
                 }
             };
+            drop(held);
             let _ = done.send(outcome);
         });
     }
@@ -272,8 +251,20 @@ impl Action {
     }
 }
 
-/// Runs one action; true when it found that the ledger has no record of the machine.
-async fn perform(context: &Context, action: &Action, record: Option<MachineRecord>) -> Result<bool, Failure> {
+/// Writes about a machine that is held: nobody decides about it again by a view that lacks what was written.
+async fn submit(context: &Context, held: &HeldGuard, command: Command) -> Result<(), Failure> {
+    let applied = context.propose(command).await?;
+    held.until_seen(applied.index);
+    Ok(())
+}
+
+/// Runs one action; true when it found that the ledger has no record of the machine for this node.
+async fn perform(
+    context: &Context,
+    held: &HeldGuard,
+    action: &Action,
+    record: Option<MachineRecord>,
+) -> Result<bool, Failure> {
     let runtime = &context.runtime;
     match *action {
         Action::Start { machine, epoch, clean } => {
@@ -281,13 +272,13 @@ async fn perform(context: &Context, action: &Action, record: Option<MachineRecor
             if clean {
                 runtime.quarantine(machine).await?;
             }
-            start(context, &record, epoch).await?;
+            start(context, held, &record, epoch).await?;
         }
         Action::Restart(machine) => {
             let Some(record) = record else { return Ok(false) };
             let epoch = record.placement.map_or(record.epoch, |placement| placement.epoch);
             runtime.stop(machine, GRACE).await?;
-            start(context, &record, epoch).await?;
+            start(context, held, &record, epoch).await?;
         }
         Action::Confirm(machine, epoch) => {
             // One that was moved while it was stopped takes its disk now: the source gives its copy up for this word.
@@ -297,17 +288,17 @@ async fn perform(context: &Context, action: &Action, record: Option<MachineRecor
                 if failure.refusal.code == UNLEASED {
                     return Err(failure);
                 }
-                return Err(give_back(context, &record, epoch, failure).await);
+                return Err(give_back(context, held, &record, epoch, failure).await);
             }
-            context.submit(Command::Confirm { machine, epoch }).await?;
+            submit(context, held, Command::Confirm { machine, epoch }).await?;
         }
         Action::Stop(machine) => runtime.stop(machine, GRACE).await?,
         Action::Destroy(machine, epoch) => {
             runtime.stop(machine, GRACE).await?;
             runtime.destroy(machine).await?;
-            context.submit(Command::Forget { machine, epoch }).await?;
+            submit(context, held, Command::Forget { machine, epoch }).await?;
         }
-        Action::Forget(machine, epoch) => drop(context.submit(Command::Forget { machine, epoch }).await?),
+        Action::Forget(machine, epoch) => submit(context, held, Command::Forget { machine, epoch }).await?,
         Action::Quarantine(machine) => runtime.quarantine(machine).await?,
         Action::Discard(machine) => {
             runtime.destroy(machine).await?;
@@ -321,12 +312,12 @@ async fn perform(context: &Context, action: &Action, record: Option<MachineRecor
     Ok(false)
 }
 
-async fn start(context: &Context, record: &MachineRecord, epoch: u64) -> Result<(), Failure> {
+async fn start(context: &Context, held: &HeldGuard, record: &MachineRecord, epoch: u64) -> Result<(), Failure> {
     match launch(context, record, epoch).await {
         Ok(()) => Ok(()),
         // Not the machine's failure: it is decided anew once there is a lease.
         Err(failure) if failure.refusal.code == UNLEASED => Err(failure),
-        Err(failure) => Err(give_back(context, record, epoch, failure).await),
+        Err(failure) => Err(give_back(context, held, record, epoch, failure).await),
     }
 }
 
@@ -335,12 +326,18 @@ fn unleased() -> Failure {
 }
 
 /// Tells the ledger that this node could not do it: the machine is tried elsewhere, after a while that doubles.
-async fn give_back(context: &Context, record: &MachineRecord, epoch: u64, failure: Failure) -> Failure {
+async fn give_back(
+    context: &Context,
+    held: &HeldGuard,
+    record: &MachineRecord,
+    epoch: u64,
+    failure: Failure,
+) -> Failure {
     let doubled = BACKOFF * 2u32.saturating_pow(record.failures.min(16));
     let back_off_ms = doubled.min(BACKOFF_MAX).as_millis() as u64;
     let reason = failure.refusal.message.clone();
     let failed = Command::Failed { machine: record.id, epoch, reason, back_off_ms };
-    context.submit(failed).await.err().unwrap_or(failure)
+    submit(context, held, failed).await.err().unwrap_or(failure)
 }
 
 async fn launch(context: &Context, record: &MachineRecord, epoch: u64) -> Result<(), Failure> {

@@ -17,6 +17,7 @@ use crate::room::Room;
 
 pub mod backoff;
 pub mod driver;
+pub mod held;
 mod publish;
 
 /// What this node has of a machine.

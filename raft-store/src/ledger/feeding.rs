@@ -25,6 +25,7 @@ use crate::state::State;
 use crate::store::encode_state;
 use crate::tuning::{
     CUT_OFF, FEED_WAIT, FULL_COPY_EVERY, NEWS_PAUSE, PAGE_TIMEOUT, READ_TIMEOUT, REPLICA_BYTES_MAX, RETRY_MAX,
+    RETRY_MIN,
 };
 use crate::types::Member;
 
@@ -217,6 +218,9 @@ impl Inner {
         if self.part() != Part::Spare || fresh(self) {
             return Ok(());
         }
+        if self.role == Role::Worker {
+            return Err(LedgerError::Refused(Refusal::new(codes::DENIED, "a worker has no copy of the whole ledger")));
+        }
         // One fetch at a time; those who waited for it find a fresh copy.
         let Ok(_permit) = self.fetching.acquire().await else { return Ok(()) };
         if fresh(self) {
@@ -266,29 +270,79 @@ impl Inner {
         true
     }
 
-    /// One round of the feed; whether it was answered.
-    async fn follow_once(&self, target: NodeId) -> bool {
+    /// One round of the feed, for a view of `min_index` at least: whether it was answered.
+    async fn follow_once(&self, target: NodeId, min_index: u64, wait: Duration) -> bool {
         let (known, have) = {
             let view = self.view.borrow();
             (view.at, (view.at != (0, 0)).then(|| Mine::digest(&view.encode())))
         };
-        let want = Want { subject: SubjectV1::Mine, known, have, min_index: 0, wait: FEED_WAIT };
-        let Some((at, _, bytes)) = self.fetch(target, &want).await else { return false };
+        let want = Want { subject: SubjectV1::Mine, known, have, min_index, wait };
+        let Some((at, digest, bytes)) = self.fetch(target, &want).await else { return false };
         self.heard_feed();
+        self.take_in(at, digest, bytes.as_deref()) && self.show(at).await
+    }
+
+    /// Makes a page's view this node's, unless it has a newer one by now: the feed and a read that is in a hurry ask side
+    /// by side. Without bytes it is the one that was here when the page was asked for. Whether this node knows as much now.
+    fn take_in(&self, at: (u64, u64), digest: Digest, bytes: Option<&[u8]>) -> bool {
+        let _alone = self.taking.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let known = self.view.borrow().clone();
+        if at <= known.at {
+            return true;
+        }
         let Some(bytes) = bytes else {
-            self.view.send_modify(|view| Arc::make_mut(view).at = at);
-            self.keep_fed();
-            return self.show(at).await;
+            if Mine::digest(&known.encode()) != digest {
+                return false; // another came in between, and what this page confirms is gone
+            }
+            self.publish(Mine { at, ..(*known).clone() });
+            return true;
         };
-        let Ok(view) = Mine::decode(at, &bytes) else { return false };
+        let Ok(view) = Mine::decode(at, bytes) else { return false };
         // On disk before anybody acts on it: a restart must not fall behind what was acted on.
         if let Err(error) = view.save(&*self.disk, self.me) {
             tracing::warn!(%error, "the feed's view could not be kept");
             return false;
         }
+        self.publish(view);
+        true
+    }
+
+    /// Readers first, then those who wait for the view.
+    fn publish(&self, view: Mine) {
+        self.keep_fed(&view);
         self.view.send_replace(Arc::new(view));
-        self.keep_fed();
-        self.show(at).await
+    }
+
+    /// On a worker: returns once its view is of `index` at least. The feed tells of changes alone, and an index may come
+    /// with none, so the members are asked, whoever led last before the others.
+    pub(super) async fn wait_fed(&self, index: u64, deadline: Instant) -> Result<(), LedgerError> {
+        let reached = |ledger: &Inner| ledger.view.borrow().at.1 >= index;
+        let asking = async {
+            while !reached(self) {
+                // One asks for all: those who waited for it find what they need.
+                let Ok(_permit) = self.fetching.acquire().await else { return };
+                let hint = self.heard().hint;
+                let others = self.sources().into_iter().filter(|source| Some(*source) != hint);
+                for target in hint.into_iter().chain(others) {
+                    if reached(self) || self.follow_once(target, index, Duration::ZERO).await {
+                        break;
+                    }
+                }
+                if !reached(self) {
+                    sleep(RETRY_MIN).await;
+                }
+            }
+        };
+        let mut view = self.view.subscribe();
+        let fed = view.wait_for(|view| view.at.1 >= index);
+        let waiting = async {
+            tokio::select! { biased;
+                _ = fed => {}
+                () = asking => {}
+            }
+        };
+        let late = |_| LedgerError::NoLeader { after: READ_TIMEOUT, unreachable: self.unreachable_voters() };
+        timeout_at(deadline, waiting).await.map_err(late)
     }
 
     /// Makes [`Ledger::read`] as new as the feed, and says so only then: whether it is. A node that never had more than the
@@ -327,7 +381,7 @@ pub(super) async fn follow(inner: Weak<Inner>) {
         let Some(ledger) = inner.upgrade() else { return };
         let sources = if ledger.part() == Part::Spare { ledger.sources() } else { Vec::new() };
         let answered = match sources.get(turn % sources.len().max(1)) {
-            Some(target) => ledger.follow_once(*target).await,
+            Some(target) => ledger.follow_once(*target, 0, FEED_WAIT).await,
             None => false,
         };
         drop(ledger);

@@ -126,7 +126,7 @@ impl Inner {
         let index = self.own_read_index().await.map_err(|_| self.not_leader())?;
         let caught_up = self.wait_applied(index, Instant::now() + READ_INDEX_TIMEOUT).await;
         caught_up.map_err(|error| Refusal::new(codes::NOT_LEADER, error.to_string()))?;
-        let revision = self.shared.read().applied_index();
+        let revision = self.shared.read().state.placed_on(holder);
         let granted = self.shared.leases().grant(self.clock.boottime(), holder, revision);
         granted.map_err(|why| Refusal::new(codes::NO_GRANT, why.to_string()))
     }

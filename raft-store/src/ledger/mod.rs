@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use fabric::ids::{Digest, NodeId};
+use fabric::model::Role;
 use fabric::rpc::{Router, Rpc};
 use fabric::seams::{Clock, Disk, Entropy, Seams, draw};
 use openraft::async_runtime::watch::WatchReceiver;
@@ -54,6 +55,8 @@ pub struct LedgerConfig {
     pub node: NodeId,
     /// Where it listens, for the members' list.
     pub address: String,
+    /// What it was admitted as: a worker gets no copy of the whole state, and reads what concerns itself.
+    pub role: Role,
 }
 
 /// What membership and gossip know. Hints for routing, and nominations for the voters; never an authority.
@@ -96,6 +99,7 @@ struct Inner {
     entropy: Arc<dyn Entropy>,
     surroundings: Arc<dyn Surroundings>,
     address: String,
+    role: Role,
     /// The last stamp, given or applied.
     time: Mutex<ClusterClock>,
     /// When a leader was last heard, and who a peer last said it is.
@@ -108,6 +112,8 @@ struct Inner {
     disk: Arc<dyn Disk>,
     /// What a spare was told of the records that concern it.
     view: watch::Sender<Arc<Mine>>,
+    /// Held while a newer view replaces that one, on disk and here.
+    taking: Mutex<()>,
     /// A spare's copy of the whole state, for reads.
     replica: Mutex<Option<Arc<Replica>>>,
     /// What `view` says, as a state.
@@ -190,6 +196,7 @@ impl Registration {
             entropy: seams.entropy.clone(),
             surroundings,
             address: config.address,
+            role: config.role,
             time: Mutex::default(),
             heard: Mutex::default(),
             forward,
@@ -198,6 +205,7 @@ impl Registration {
             tasks: Mutex::default(),
             disk: seams.disk.clone(),
             view: watch::Sender::new(Arc::new(view)),
+            taking: Mutex::default(),
             replica: Mutex::default(),
             fed: Mutex::default(),
             fetching: Semaphore::new(1),
@@ -205,7 +213,7 @@ impl Registration {
             full: Mutex::default(),
             seen: watch::Sender::new(seen),
         });
-        inner.keep_fed();
+        inner.keep_fed(&inner.view.borrow());
         let weak = Arc::downgrade(&inner);
         inner.spawn(writing::forwarder(weak.clone(), queue));
         inner.spawn(status::watch_halt(weak.clone()));
@@ -230,8 +238,8 @@ impl Ledger {
     /// Runs `look` on the state. It must be short: entries wait for it.
     ///
     /// On a spare that is the copy fetched last (see [`Ledger::refresh`]); on a node that never was in Raft and has fetched
-    /// none, it is a state that knows only what concerns this node. Before anything is given up because it is missing:
-    /// [`Ledger::linearizable`].
+    /// none, as workers never do, it is a state that knows only what concerns this node. Before anything is given up because
+    /// it is missing: [`Ledger::linearizable`].
     pub fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
         self.read_at(|_, state| look(state))
     }
@@ -331,8 +339,7 @@ impl Inner {
     }
 
     /// Makes a state of the newest view.
-    fn keep_fed(&self) {
-        let view = self.view.borrow().clone();
+    fn keep_fed(&self, view: &Mine) {
         let Some(state) = view.to_state().filter(|_| view.at != (0, 0)) else { return };
         let copy = Replica { at: view.at, digest: Digest::default(), fetched: Instant::now(), state: Arc::new(state) };
         *self.fed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(copy));

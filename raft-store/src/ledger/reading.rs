@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use fabric::model::Role;
 use fabric::rpc::{CallError, Peer, Refusal};
 use fabric::wire;
 use openraft::ReadPolicy;
@@ -14,7 +15,8 @@ use crate::codes;
 use crate::tuning::{READ_INDEX_TIMEOUT, READ_TIMEOUT, RETRY_MAX, RETRY_MIN};
 
 impl Ledger {
-    /// Returns once this node's copy has everything that was acknowledged before the call.
+    /// Returns once this node's copy has everything that was acknowledged before the call. On a worker that is its view of
+    /// what concerns itself: what is missing there is not this node's, and may be another's.
     ///
     /// # Errors
     /// When no leader confirms it, or this node cannot catch up, within 5 s.
@@ -105,9 +107,16 @@ impl Inner {
 
     async fn wait_visible(&self, index: u64, deadline: Instant) -> Result<(), LedgerError> {
         if self.part() == Part::Spare && self.shared.read().applied_index() < index {
-            return self.refresh(Duration::MAX, index).await;
+            match self.role {
+                Role::Worker => self.wait_fed(index, deadline).await?,
+                Role::Voter => self.refresh(Duration::MAX, index).await?,
+            }
+        } else {
+            self.wait_applied(index, deadline).await?;
         }
-        self.wait_applied(index, deadline).await
+        // From here on nobody decides by an older one, see `Ledger::changed`.
+        self.saw(index);
+        Ok(())
     }
 
     pub(super) async fn wait_applied(&self, index: u64, deadline: Instant) -> Result<(), LedgerError> {

@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use fabric::ids::{MachineId, NodeId};
 use fabric::model::{Capacity, Desired, MachineRecord, MachineSpec, Name, Placement, Resources};
 
-use super::State;
+use super::{PlacedRecord, State};
 
 /// What machines were promised on one node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -86,6 +86,12 @@ pub(super) fn reservations(placement: &Placement) -> impl Iterator<Item = NodeId
     let source = placement.previous.filter(|_| !placement.fresh).map(|p| p.node);
     let (owner, first) = (placement.node, destination);
     destination.into_iter().chain(source.filter(move |s| Some(*s) != first)).filter(move |node| *node != owner)
+}
+
+/// Every node that a placement names.
+fn named(placement: &Placement) -> impl Iterator<Item = NodeId> + use<> {
+    let (moving, previous) = (placement.moving.map(|m| m.to), placement.previous.map(|p| p.node));
+    [Some(placement.node), moving, previous].into_iter().flatten()
 }
 
 fn count(map: &mut BTreeMap<(Name, Name), u32>, key: (Name, Name), up: bool) {
@@ -170,9 +176,26 @@ impl State {
         let revision = self.settings.index;
         if let Some(machine) = self.machines.get_mut(&id) {
             self.index.leave(machine);
+            let before = machine.placement;
             change(machine);
             machine.revision = revision;
+            let after = machine.placement;
             self.index.enter(machine);
+            self.note_placements(before, after);
+        }
+    }
+
+    /// Raises the revision of the placements of every admitted node that either placement names: the new owner's, and as
+    /// much the old one's, which must learn that it lost the machine.
+    fn note_placements(&mut self, before: Option<Placement>, after: Option<Placement>) {
+        if before == after {
+            return;
+        }
+        let revision = self.settings.index;
+        for node in [before, after].iter().flatten().flat_map(named) {
+            if self.nodes.contains_key(&node) {
+                self.placed.insert(node, PlacedRecord { node, revision });
+            }
         }
     }
 
@@ -189,6 +212,7 @@ impl State {
     pub(super) fn delete_machine(&mut self, id: MachineId) {
         let Some(machine) = self.machines.remove(&id) else { return };
         self.index.leave(&machine);
+        self.note_placements(machine.placement, None);
         if let Some(names) = self.index.machine_names.get_mut(&machine.tenant) {
             names.remove(&machine.name);
             if names.is_empty() {

@@ -52,8 +52,17 @@ impl State {
     }
 
     fn check_placements(&self) -> Result<(), String> {
+        if let Some(placed) = self.placed.values().find(|p| p.revision > self.settings.index) {
+            return Err(format!("the placements of node {:?} change in the future", placed.node));
+        }
+        if let Some(gone) = self.placed.keys().find(|node| !self.nodes.contains_key(node)) {
+            return Err(format!("node {gone:?} is removed, and its placements have a revision"));
+        }
         for machine in self.machines.values() {
             let Some(placement) = &machine.placement else { continue };
+            if self.nodes.contains_key(&placement.node) && !self.placed.contains_key(&placement.node) {
+                return Err(format!("the placements of node {:?} have no revision", placement.node));
+            }
             if placement.epoch != machine.epoch {
                 return Err(format!("machine {:?} is placed in an old epoch", machine.id));
             }

@@ -63,6 +63,8 @@ pub struct State {
     pub nodes: BTreeMap<NodeId, NodeRecord>,
     /// Planned absences in force.
     pub absences: BTreeMap<NodeId, AbsenceRecord>,
+    /// Admitted nodes that a placement names or has named, with the last change of such a placement.
+    pub placed: BTreeMap<NodeId, PlacedRecord>,
     /// Removed nodes.
     pub tombstones: BTreeMap<NodeId, Tombstone>,
     /// Join tokens.
@@ -163,6 +165,7 @@ impl State {
             cas: self.cas.clone(),
             nodes: self.nodes.clone(),
             absences: self.absences.clone(),
+            placed: self.placed.clone(),
             tombstones: self.tombstones.clone(),
             tokens: self.tokens.clone(),
             tenants: self.tenants.clone(),
@@ -206,6 +209,12 @@ impl State {
     pub fn machines_reserved_on(&self, node: NodeId) -> impl Iterator<Item = &MachineRecord> + '_ {
         let claims = self.index.claims.get(&node);
         claims.into_iter().flat_map(|c| &c.reserved).filter_map(|id| self.machines.get(id))
+    }
+
+    /// The revision of a node's placements: index of the last entry that changed one which named the node before or after
+    /// it. Whoever has applied so much knows what the node owns and what it owns no more.
+    pub fn placed_on(&self, node: NodeId) -> u64 {
+        self.placed.get(&node).map_or(0, |placed| placed.revision)
     }
 
     /// Machines that are wanted running and have no owner.

@@ -212,6 +212,7 @@ impl State {
         self.index.node_names.remove(&node.name.clone());
         self.nodes.remove(&id);
         self.absences.remove(&id);
+        self.placed.remove(&id);
         self.bury(tombstone);
         self.settle_removed(&claims.owned.into_iter().chain(claims.reserved).collect::<Vec<_>>(), id);
         Ok(Outcome::Removed)

@@ -87,6 +87,17 @@ pub struct AbsenceRecordV1 {
 /// Current version of an absence.
 pub type AbsenceRecord = AbsenceRecordV1;
 
+/// How new a view of the ledger must be to show every placement that names this node, and none that no longer does.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlacedRecordV1 {
+    /// The node.
+    pub node: NodeId,
+    /// Ledger index of the last change of a placement that named the node before or after it.
+    pub revision: u64,
+}
+/// Current version of the record.
+pub type PlacedRecord = PlacedRecordV1;
+
 /// What a request with an idempotency key was answered.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct IdempotencyRecordV1 {
@@ -143,4 +154,5 @@ records!(
     AbsenceRecordV1 = (113, 1),
     IdempotencyRecordV1 = (114, 1),
     AuditEntryV1 = (115, 1),
+    PlacedRecordV1 = (116, 1),
 );

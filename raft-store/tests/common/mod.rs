@@ -56,6 +56,8 @@ pub struct Net {
     roles: Mutex<BTreeMap<NodeId, Role>>,
     /// One-way cuts.
     cut: Mutex<BTreeSet<(NodeId, NodeId)>>,
+    /// Calls of a kind that a node makes in vain.
+    pub muted: Mutex<BTreeSet<(NodeId, Kind)>>,
     /// Bytes of calls by kind.
     pub traffic: Mutex<BTreeMap<Kind, (u64, u64)>>,
 }
@@ -98,7 +100,10 @@ impl Rpc for Link {
     async fn call(&self, to: NodeId, kind: Kind, body: Vec<u8>, timeout: Duration) -> Result<Vec<u8>, CallError> {
         let lost = || CallError::Timeout { node: to, after: timeout };
         let serve = async {
-            let Some(router) = self.net.route(self.me, to) else { return std::future::pending().await };
+            let muted = self.net.muted.lock().unwrap().contains(&(self.me, kind));
+            let Some(router) = self.net.route(self.me, to).filter(|_| !muted) else {
+                return std::future::pending().await;
+            };
             {
                 let mut traffic = self.net.traffic.lock().unwrap();
                 let count = traffic.entry(kind).or_default();
@@ -147,6 +152,7 @@ pub struct Host {
     pub id: NodeId,
     pub disk: MemoryDisk,
     pub ledger: Option<Ledger>,
+    pub role: Role,
     pub seed: u64,
 }
 
@@ -243,10 +249,15 @@ pub fn place(machine: MachineId, expected_epoch: u64, on: NodeId) -> Command {
 impl Cluster {
     /// `count` hosts (numbered from 1) that are up and know of each other; nothing is initialised.
     pub async fn new(count: u8) -> Self {
+        Cluster::of_roles(&vec![Role::Voter; count.into()]).await
+    }
+
+    async fn of_roles(roles: &[Role]) -> Self {
         let mut cluster = Cluster { net: Arc::default(), hosts: Vec::new() };
-        for number in 1..=count {
+        for (number, role) in (1..).zip(roles) {
             let seed = u64::from(number);
-            cluster.hosts.push(Host { id: id_of(number), disk: MemoryDisk::new(seed), ledger: None, seed });
+            let disk = MemoryDisk::new(seed);
+            cluster.hosts.push(Host { id: id_of(number), disk, ledger: None, role: *role, seed });
         }
         for at in 0..cluster.hosts.len() {
             cluster.start(at).await.unwrap();
@@ -266,7 +277,7 @@ impl Cluster {
 
     /// Three voters and a worker (the last host), which is never taken into Raft.
     pub async fn with_worker() -> Self {
-        let cluster = Cluster::new(4).await;
+        let cluster = Cluster::of_roles(&[Role::Voter, Role::Voter, Role::Voter, Role::Worker]).await;
         cluster.init().await;
         for number in 2..=3 {
             cluster.admit(number, Role::Voter).await;
@@ -320,7 +331,7 @@ impl Cluster {
         let mut router = Router::default();
         let registration: Registration = Ledger::register(&mut router).snapshot_every(300);
         net.routers.lock().unwrap().insert(host.id, router);
-        let config = LedgerConfig { node: host.id, address: format!("10.0.0.{}:7420", at + 1) };
+        let config = LedgerConfig { node: host.id, address: format!("10.0.0.{}:7420", at + 1), role: host.role };
         let rpc = Arc::new(Link { net: net.clone(), me: host.id });
         let started = registration.start(config, &seams, rpc, Arc::new(Around { net: net.clone() })).await;
         match started {

@@ -171,9 +171,11 @@ pub async fn restart(
 }
 
 /// Move a machine to another node.
+///
+/// A repeated `Idempotency-Key` gets the operation that it began, from the node that was asked, while that remembers it.
 #[utoipa::path(post, path = "/v1/tenants/{tenant}/machines/{name}/move", tag = "machines",
     request_body = MoveMachine, params(WriteParams, ("tenant" = String, Path), ("name" = String, Path)),
-    responses((status = 202, body = Operation), (status = 409, body = Problem)))]
+    responses((status = 202, body = Operation), (status = 409, body = Problem), (status = 412, body = Problem)))]
 pub async fn relocate(
     State(shared): State<Shared>,
     write: Write,

@@ -209,7 +209,7 @@ impl Fake {
 fn page<T>(items: impl Iterator<Item = (String, T)>, query: &Query) -> Page<T> {
     let mut rest = items.filter(|(key, _)| query.after.as_ref().is_none_or(|after| key > after)).map(|(_, item)| item);
     let items: Vec<T> = rest.by_ref().take(query.limit).collect();
-    Page { items, more: rest.next().is_some(), staleness_ms: 4, unreachable: vec![name("n3")] }
+    Page { items, more: rest.next().is_some(), staleness_ms: 4, unreachable: vec![name("n3")], partial: false }
 }
 
 fn one<T>(item: T) -> One<T> {

@@ -36,6 +36,9 @@ pub struct List<T> {
     pub staleness_ms: u64,
     /// Names of nodes that did not tell what they observe.
     pub unreachable: Vec<String>,
+    /// The node that was asked is a worker: it knows what concerns itself, so others may be missing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
 }
 
 impl<T> List<T> {
@@ -47,6 +50,7 @@ impl<T> List<T> {
             next_cursor,
             staleness_ms: page.staleness_ms,
             unreachable: page.unreachable.iter().map(ToString::to_string).collect(),
+            partial: page.partial,
         }
     }
 }

@@ -7,6 +7,7 @@ use fabric::ids::{MachineId, NodeId};
 use fabric::model::{MachineRecord, Name, Role};
 use fabric::rpc::{Peer, Refusal};
 use fabric::wire;
+use raft_store::codes;
 use raft_store::command::{Command, NodePatch};
 
 use super::cluster::only_here;
@@ -18,7 +19,7 @@ use crate::node::admission::{Late, started};
 use crate::node::asks::{self, ROOM, RoomAnswerV1, RoomAskV1};
 use crate::node::context::Context;
 use crate::node::lease;
-use crate::node::operations::Progress;
+use crate::node::operations::{Begun, Progress, Request};
 use crate::schedule;
 
 /// The daemon ends this long after the answer, so that the answer gets out.
@@ -58,10 +59,25 @@ impl NodeBackend {
         name: &Name,
         to: Option<&str>,
     ) -> Result<OperationView> {
+        let words = [tenant.as_str(), name.as_str(), to.unwrap_or_default()];
+        let request = write.idempotency.map(|key| Request::new(&write.caller.subject, key, &words));
+        // A request that is repeated asks nothing anew: the machine may be there by now.
+        if let Some(view) = self.context.operations.repeated(request)? {
+            return Ok(view);
+        }
+        if write.if_revision.is_some() {
+            self.context.ledger.linearizable().await?;
+        }
         let (record, owner) = self.owned(tenant, name)?;
+        check_revision(write.if_revision, record.revision)?;
         let to = to.map(|to| views::find_node(&self.context, to)).transpose()?.map(|node| node.id);
         let to = destination(&self.context, &record, owner, to)?;
-        let progress = self.context.operations.begin("move", Some(tenant.clone()), name.as_str())?;
+        let request = request.filter(|_| !write.dry_run);
+        let begun = self.context.operations.begin_once(request, "move", Some(tenant.clone()), name.as_str())?;
+        let progress = match begun {
+            Begun::New(progress) => progress,
+            Begun::Known(view) => return Ok(*view),
+        };
         let view = progress.view();
         if write.dry_run {
             progress.done();
@@ -143,6 +159,18 @@ impl NodeBackend {
             self.context.purge_wanted.store(true, std::sync::atomic::Ordering::Relaxed);
         }
         Ok(())
+    }
+}
+
+/// Checks the client's `If-Match` where no write to the ledger carries it.
+fn check_revision(expected: Option<u64>, actual: u64) -> std::result::Result<(), Refusal> {
+    match expected.filter(|expected| *expected != actual) {
+        None => Ok(()),
+        Some(revision) => {
+            Err(Refusal::new(codes::REVISION, format!("it has changed: revision {actual}, not {revision}"))
+                .field("revision", revision)
+                .hint("read it again, then repeat the change"))
+        }
     }
 }
 

@@ -107,7 +107,8 @@ impl NodeBackend {
         let mut items: Vec<T> = all.filter(|(key, _)| after(key)).take(limit + 1).map(|(_, item)| item).collect();
         let more = items.len() > limit;
         items.truncate(limit);
-        Page { items, more, staleness_ms: self.staleness_ms(), unreachable: Vec::new() }
+        let partial = self.context.role == Role::Worker;
+        Page { items, more, staleness_ms: self.staleness_ms(), unreachable: Vec::new(), partial }
     }
 }
 
@@ -311,7 +312,9 @@ impl Backend for NodeBackend {
 
     async fn list_operations(&self, _read: &Read, query: &Query) -> Result<Page<OperationView>> {
         let all = self.context.operations.list();
-        Ok(self.page(query, all.into_iter().map(|operation| (operation.id.to_string(), operation))))
+        let page = self.page(query, all.into_iter().map(|operation| (operation.id.to_string(), operation)));
+        // They are this node's own.
+        Ok(Page { partial: false, ..page })
     }
 
     async fn cancel_operation(&self, write: &Write, id: OperationId) -> Result<OperationView> {

@@ -133,3 +133,42 @@ fn a_removed_source_binds_nobody() {
     assert!(matches!(world.takeover(1, 3, &[1], 1), Ok(PlaceResult::Placed { .. })));
     assert!(world.placement(1).fresh);
 }
+
+#[test]
+fn a_node_s_placements_change_with_what_it_gets_and_loses_alone() {
+    let mut world = World::new();
+    world.run(1, spec(GIB), 2);
+    let placed = |world: &World| [2, 3, 4].map(|n| world.state.placed_on(node_id(n)));
+    let at_first = placed(&world);
+    assert_eq!((at_first[1], at_first[2]), (0, 0));
+    // Neither other machines nor other properties of the machine.
+    world.create(2, spec(GIB));
+    let labels = LabelPatch { set: Labels::from([("a".into(), "b".into())]), ..LabelPatch::default() };
+    world.ok(Command::UpdateLabels { machine: machine_id(1), patch: labels, expected_revision: None });
+    world.no(move_begin(1, 7, 1, 3));
+    assert_eq!(placed(&world), at_first);
+    // Both ends of a move hear of each of its steps, and nobody else.
+    let steps: [(u8, Command); 5] = [
+        (1, move_begin(1, 1, 1, 3)),
+        (1, move_abort(1, 1, 1)),
+        (1, move_begin(1, 1, 2, 3)),
+        (2, move_switch(1, 1, 2)),
+        (3, confirm(1, 2)),
+    ];
+    for (from, step) in steps {
+        world.ok_from(from, step);
+        assert_eq!(placed(&world), [world.index, world.index, 0]);
+    }
+    // Who has lost a machine has news, also when it is taken over.
+    assert!(matches!(world.takeover(1, 3, &[4], 1), Ok(PlaceResult::Placed { .. })));
+    let taken = world.index;
+    assert_eq!(placed(&world)[1..], [taken, taken]);
+    world.ok_from(4, confirm(1, 3));
+    assert_eq!(placed(&world)[1..], [world.index, world.index], "the former owner is named no more");
+    world.ok_from(4, Command::Release { machine: machine_id(1), epoch: 3 });
+    assert_eq!(placed(&world)[1..], [world.index - 1, world.index]);
+    let records: Vec<_> = crate::snapshot::to_records(&world.state, crate::snapshot::CaKeys::With).collect();
+    assert_eq!(crate::snapshot::from_records(records).unwrap().placed, world.state.placed);
+    world.ok(remove(4, true));
+    assert!(!world.state.placed.contains_key(&node_id(4)));
+}
