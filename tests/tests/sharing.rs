@@ -1,5 +1,4 @@
 //! What machines of one host share: its disk, which none may take from the node, and its ports, which have one owner each.
-#![expect(clippy::disallowed_methods, reason = "opens a socket in the way of a machine")]
 
 use std::net::TcpListener;
 use std::time::Duration;
