@@ -543,8 +543,8 @@ impl Supervisor {
     }
 }
 
-/// Locks the machine's directory for this process. Who buries a former supervisor's remains has it for some
-/// milliseconds.
+/// Locks the machine's directory for this process. A dead supervisor, and who buries its remains, has it for some
+/// milliseconds still.
 fn lock(file: File) -> io::Result<Flock<File>> {
     let give_up = boottime() + LOCK_PATIENCE;
     let mut file = file;
@@ -577,7 +577,8 @@ fn start_logger(group: &dyn Group) -> io::Result<(Output, OwnedFd)> {
 /// thawed, and only after every one has its SIGKILL. Not when a successor has the machine already.
 fn bury(group: &dyn Group) {
     let Ok(file) = OpenOptions::new().write(true).open(PID) else { return };
-    let Ok(_alone) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else { return };
+    // The kernel may close the dead supervisor's end of the pipe, which is what woke this process, before its lock.
+    let Ok(_alone) = lock(file) else { return };
     let give_up = boottime() + KILL_TIMEOUT;
     while let Err(error) = group.remove() {
         group.kill();
