@@ -11,7 +11,7 @@ const RESERVE_DIVISOR: u64 = 10;
 /// The least memory that is kept from machines.
 const RESERVE_BYTES_MIN: u64 = 512 << 20;
 /// The file in the data directory that holds room in reserve.
-const RESERVE_FILE: &str = "reserve";
+pub const RESERVE_FILE: &str = "reserve";
 
 /// How busy a host is now.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -120,7 +120,9 @@ impl Host for ThisHost {
     }
 
     fn has_reserve(&self) -> bool {
-        self.data_dir.join(RESERVE_FILE).exists()
+        use std::os::unix::fs::MetadataExt;
+        // A crash may have left a file that holds nothing.
+        std::fs::metadata(self.data_dir.join(RESERVE_FILE)).is_ok_and(|meta| meta.blocks() > 0)
     }
 
     #[expect(clippy::disallowed_methods, reason = "the reserve is room and no content: this is the seam")]

@@ -18,7 +18,7 @@ use crate::snapshot::{self, SnapshotEnd};
 use crate::state::{Settings, State};
 
 /// File with the newest view.
-const FILE: &str = "feed";
+pub(crate) const FILE: &str = "feed";
 
 /// A node that takes part in Raft.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]

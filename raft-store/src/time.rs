@@ -31,7 +31,10 @@ impl ClusterClock {
     /// The stamp of the next entry.
     pub(crate) fn stamp(&mut self, wall_ms: u64, boottime: Duration) -> u64 {
         let now = self.now(wall_ms, boottime);
-        (self.stamp_ms, self.at) = (now, boottime);
+        // Only what the wall clock gave is reckoned from anew: fractions of a millisecond would be lost every time.
+        if self.now(0, boottime) < now {
+            (self.stamp_ms, self.at) = (now, boottime);
+        }
         now
     }
 }
@@ -59,6 +62,19 @@ mod tests {
         clock.stamp(2 * HOUR_MS, at(10));
         assert_eq!(clock.stamp(HOUR_MS, at(11)), 2 * HOUR_MS + 1);
         assert_eq!(clock.stamp(HOUR_MS + 5_000, at(5_011)), 2 * HOUR_MS + 5_001);
+    }
+
+    #[test]
+    fn many_stamps_in_a_millisecond_hold_time_up_no_more_than_few() {
+        let mut clock = ClusterClock::default();
+        clock.stamp(2 * HOUR_MS, at(0));
+        let mut last = 0;
+        for step in 1..=10_000 {
+            let boottime = Duration::from_micros(step * 300);
+            clock.saw(last, boottime);
+            last = clock.stamp(HOUR_MS, boottime);
+        }
+        assert_eq!(last, 2 * HOUR_MS + 3_000);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "plays a bad disk: changes and removes files of nodes")]
 
 use std::fs;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -48,7 +49,7 @@ fn a_voter_without_its_ledger_does_not_begin_anew() {
         refused.expect(1, &helps);
         refused.expect(1, &["missing", "promised"]);
     }
-    fs::File::create(&ledger).unwrap();
+    fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&ledger).unwrap();
     let refused = cluster.daemon_fails(victim, &["start"]);
     refused.expect(1, &helps);
     refused.expect(1, &["empty"]);

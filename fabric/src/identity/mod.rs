@@ -21,7 +21,7 @@ use crate::wire::WireError;
 pub use ca::CaKey;
 pub use credentials::{Credentials, FILE as CERTIFICATE_FILE};
 pub use key::{FILE as KEY_FILE, NodeKey};
-pub use trust::{SharedTrust, Trust};
+pub use trust::{FILE as TRUST_FILE, SharedTrust, Trust};
 
 pub(crate) use certificate::{node_of as wanted_node, server_name};
 

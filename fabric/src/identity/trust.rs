@@ -16,7 +16,8 @@ use crate::rpc::Peer;
 use crate::seams::Disk;
 use crate::wire;
 
-const FILE: &str = "trust";
+/// Its name in the data directory.
+pub const FILE: &str = "trust";
 
 /// The tag of a certificate in PEM.
 const CERTIFICATE: &str = "CERTIFICATE";

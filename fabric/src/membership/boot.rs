@@ -5,7 +5,8 @@ use std::io;
 use crate::seams::{Clock, Disk};
 
 /// File that holds the last stamp, in decimal.
-const FILE: &str = "boot";
+/// Its name in the data directory.
+pub const FILE: &str = "boot";
 
 /// Draws this start's stamp: the wall clock in milliseconds, or the last stamp plus one when the clock went back. It is on
 /// disk when this returns, so that no peer ever sees a stamp twice. Once per start of the daemon.

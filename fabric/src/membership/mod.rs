@@ -26,7 +26,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-pub use self::boot::boot_stamp;
+pub use self::boot::{FILE as BOOT_FILE, boot_stamp};
 pub use self::core::{Core, Input, Now, Outgoing};
 pub use self::health::{Health, MULTIPLIER_MAX};
 pub use self::timing::{PROBE_PERIOD, SUSPICION};

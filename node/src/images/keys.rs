@@ -11,10 +11,9 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use fabric::identity::KEY_FILE;
 use fabric::wire::MAGIC;
 
-/// A node's key, by which its data directory is known.
-const KEY_FILE: &str = "node.key";
 /// Entries of a data directory that are looked at: a node's own are fewer.
 const ENTRIES_MAX: usize = 1_024;
 
@@ -73,7 +72,12 @@ impl Guard {
 
 /// Whether a directory holds the key of a node.
 fn has_key(directory: &Path) -> bool {
+    let key = directory.join(KEY_FILE);
+    // Opening a pipe of that name would wait for whoever writes into it.
+    if !fs::symlink_metadata(&key).is_ok_and(|meta| meta.is_file()) {
+        return false;
+    }
     let mut head = [0; MAGIC.len()];
-    let read = File::open(directory.join(KEY_FILE)).and_then(|mut file| file.read_exact(&mut head));
+    let read = File::open(key).and_then(|mut file| file.read_exact(&mut head));
     read.is_ok() && head == MAGIC
 }

@@ -279,7 +279,7 @@ impl Context {
                     free: state.free(record.id),
                     alive,
                     full: gossip.is_some_and(|said| room::says_full(said)),
-                    taken: state.taken_port(&machine.spec, machine.id, record.id).map(|(port, by)| (port, by.clone())),
+                    taken: state.taken_port(machine, record.id),
                     closed: record.cordoned || record.draining || caretaker::is_absent(record, now_ms),
                     has_image: gossip.is_some_and(|said| said.images.contains(&machine.image)),
                     load_millis: gossip.map_or(0, |said| said.load_millis),

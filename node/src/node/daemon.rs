@@ -304,13 +304,14 @@ fn lock(data_dir: &Path) -> Result<Flock<std::fs::File>, CliError> {
 }
 
 /// Files of the data directory that open the cluster or this node to whoever reads them.
-const SECRETS: [&str; 4] = ["node.key", local_token::FILE, "ledger.redb", "feed"];
+const SECRETS: [&str; 2] = [KEY_FILE, local_token::FILE];
 
 /// Refuses keys that others than their owner can read, as ssh does: who has read one meanwhile is not known here.
 fn keys_are_private(data_dir: &Path) -> Result<(), CliError> {
     use std::os::unix::fs::MetadataExt;
     let wide = |path: &std::path::PathBuf| std::fs::metadata(path).is_ok_and(|meta| meta.mode() & 0o077 != 0);
-    match SECRETS.map(|name| data_dir.join(name)).into_iter().find(wide) {
+    let secrets = SECRETS.into_iter().chain(raft_store::ledger::FILES);
+    match secrets.map(|name| data_dir.join(name)).find(wide) {
         None => Ok(()),
         Some(path) => {
             let words = format!("{} holds a secret and is open to other users of this host", path.display());
@@ -321,7 +322,7 @@ fn keys_are_private(data_dir: &Path) -> Result<(), CliError> {
 
 /// Refuses another name than the one that the ledger knows: taking it silently for the old one would mislead.
 fn keeps_its_name(seams: &Seams, options: &NodeOptions) -> Result<(), CliError> {
-    let file = ClusterFile::load(&*seams.disk).map_err(|error| CliError::of(Exit::Failed, &error))?;
+    let file = ClusterFile::load(&*seams.disk).map_err(|error| not_started(&error.into(), &options.data_dir))?;
     match (file, &options.name) {
         (Some(file), Some(name)) if file.name != *name => {
             let words = format!("this node is called {}, and a node keeps its name; asked for was {name}", file.name);

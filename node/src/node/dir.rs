@@ -13,7 +13,8 @@ use fabric::wire::{self, WireError};
 use rkyv::{Archive, Deserialize, Serialize};
 use thiserror::Error;
 
-const FILE: &str = "cluster";
+/// Its name in the data directory.
+pub const FILE: &str = "cluster";
 /// Peers remembered for the next start.
 pub const PEERS_MAX: usize = 64;
 

@@ -198,7 +198,12 @@ fn enter(
         return Err(FoundingError::OtherCluster { found: file.cluster, asked: answer.cluster.to_string() });
     }
     let credentials = Credentials::new(key, answer.certificate, answer.ca)?;
-    Trust::new(answer.cas)?.save(disk)?;
+    let mut trust = Trust::new(answer.cas)?;
+    // A member that gets a new certificate still knows who was removed.
+    if let Some(known) = Trust::load(disk).ok().flatten() {
+        trust.merge(known.tombstones().values().cloned())?;
+    }
+    trust.save(disk)?;
     credentials.save(disk)?;
     if member.is_some() {
         return Ok(answer.cluster);

@@ -33,7 +33,7 @@ use fabric::model::Labels;
 use fabric::seams::{Disk, Seams};
 use fabric::transport::{Transport, TransportConfig, TransportError};
 use raft_store::command::Envelope;
-use raft_store::ledger::{LedgerConfig, StartError as LedgerStartError};
+use raft_store::ledger::{Ledger, LedgerConfig, StartError as LedgerStartError};
 use thiserror::Error;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -173,6 +173,16 @@ pub fn member(disk: &dyn Disk) -> Result<NodeId, StartError> {
     Ok(key.id())
 }
 
+/// Makes the cluster, if that is what this node is there for and has not done yet.
+async fn found(seams: &Seams, ledger: &Ledger, file: &mut ClusterFile) -> Result<(), StartError> {
+    let Some(frame) = file.founding.take() else { return Ok(()) };
+    let first =
+        fabric::wire::decode::<Envelope>(&frame).map_err(|source| DirError::Damaged { file: dir::FILE, source })?;
+    ledger.init(first.actor, first.command).await?;
+    file.save(&*seams.disk)?;
+    Ok(())
+}
+
 fn parse_address(text: &str) -> Result<SocketAddr, StartError> {
     text.parse().map_err(|_| StartError::Address(text.to_owned()))
 }
@@ -213,14 +223,9 @@ impl Node {
         let ledger_config = LedgerConfig { node: me, address: advertise.to_string(), role: file.role };
         let rpc = Arc::new(transport.clone());
         let ledger = registration.start(ledger_config, &seams, rpc, surroundings).await?;
-        if let Some(frame) = file.founding.take() {
-            let first = fabric::wire::decode::<Envelope>(&frame)
-                .map_err(|source| DirError::Damaged { file: "cluster", source })?;
-            ledger.init(first.actor, first.command).await?;
-            file.save(&*seams.disk)?;
-        }
+        found(&seams, &ledger, &mut file).await?;
 
-        let room = watch::Sender::new(room::driver::first(parts.host.disk()));
+        let room = watch::Sender::new(room::driver::first(parts.host.disk(), parts.host.has_reserve()));
         let context = Arc::new(Context {
             me,
             name: file.name.clone(),

@@ -6,28 +6,32 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use fabric::identity::{CERTIFICATE_FILE, KEY_FILE, TRUST_FILE};
 use fabric::ids::{MachineId, MoveId};
+use fabric::membership::BOOT_FILE;
+use raft_store::ledger;
 
 use crate::cli::{LOG_FILE, LOG_FILE_OLD};
 use crate::config::{CA_FILE, LOCK_FILE, SOCKET_FILE};
+use crate::host::RESERVE_FILE;
 use crate::moving::marker;
 
 /// Files of a node, directly in its data directory. A file that is being replaced has `.tmp` or `.new` behind its name.
 const FILES: &[&str] = &[
-    "node.key",
-    "node.crt",
-    "trust",
-    "boot",
-    "cluster",
-    "feed",
-    "ledger.redb",
+    KEY_FILE,
+    CERTIFICATE_FILE,
+    TRUST_FILE,
+    BOOT_FILE,
+    super::dir::FILE,
     super::local_token::FILE,
+    RESERVE_FILE,
     CA_FILE,
     SOCKET_FILE,
     LOG_FILE,
     LOG_FILE_OLD,
     marker::IN,
     marker::OUT,
+    marker::DONE,
 ];
 
 /// A directory of a node, and which names in it are its own.
@@ -81,7 +85,7 @@ pub fn purge(data_dir: &Path) -> Vec<String> {
 
 fn is_file_of_node(name: &str) -> bool {
     let plain = name.strip_suffix(".tmp").or(name.strip_suffix(".new")).unwrap_or(name);
-    FILES.contains(&plain)
+    FILES.iter().chain(&ledger::FILES).any(|file| *file == plain)
 }
 
 fn remove(path: &Path) -> io::Result<()> {
@@ -116,6 +120,9 @@ mod tests {
             "node.key".to_owned(),
             "ledger.redb".into(),
             "ledger.redb.new".into(),
+            "ledger-id".into(),
+            "moves-done".into(),
+            "reserve".into(),
             "cluster.tmp".into(),
             "lock".into(),
             format!("images/chunks/01/{digest}"),

@@ -29,11 +29,12 @@ pub async fn run(context: Arc<Context>) {
     }
 }
 
-/// Whether the disk is nearly full when the daemon starts: nothing is to be started before the first look.
-pub fn first(disk: Option<DiskSpace>) -> super::Room {
-    let room = super::Room::default();
-    let look = disk.map(|disk| Look { disk, reserve: true, stopping: false });
-    super::Room { full: look.is_some_and(|look| is_full(&room, &look)), ..room }
+/// Whether the disk is nearly full when the daemon starts: nothing is to be started before the first look. Without a
+/// reserve it may have been full before: then there must be room for one first.
+pub fn first(disk: Option<DiskSpace>, reserve: bool) -> super::Room {
+    let before = super::Room { full: !reserve, ..super::Room::default() };
+    let look = disk.map(|disk| Look { disk, reserve, stopping: false });
+    super::Room { full: look.is_some_and(|look| is_full(&before, &look)), ..before }
 }
 
 /// One look. Machines are not measured before `rest`.
@@ -57,9 +58,13 @@ async fn round(context: &Context, disk: DiskSpace, rest: &mut Option<Instant>) {
             context.room.send_modify(|room| room.held.clear());
             tell(context, "disk-room", format!("the disk of {} has room again: {}", context.name, left(disk)));
         }
-        Step::Reserve => reserve(context, marks(disk.total_bytes).reserve),
-        Step::Release => reserve(context, 0),
-        Step::Stop if rest.is_some_and(|rest| rest > Instant::now()) => {}
+        Step::Reserve | Step::Stop if rest.is_some_and(|rest| rest > Instant::now()) => {}
+        Step::Reserve => {
+            if !reserve(context, marks(disk.total_bytes).reserve) {
+                *rest = Some(Instant::now() + DISK_MEASURE_REST);
+            }
+        }
+        Step::Release => drop(reserve(context, 0)),
         Step::Stop => match to_blame(context, disk).await {
             Some(machine) => stop(context, machine, disk),
             None => {
@@ -81,13 +86,15 @@ fn tell(context: &Context, kind: &'static str, message: String) {
     context.events.record(Happening { kind, subject: context.name.to_string(), message, data: vec![] });
 }
 
-/// Makes a reserve of so many bytes; none gives it up.
-fn reserve(context: &Context, bytes: u64) {
-    match context.host.set_reserve(bytes) {
+/// Makes a reserve of so many bytes; none gives it up. Whether it could.
+fn reserve(context: &Context, bytes: u64) -> bool {
+    let done = context.host.set_reserve(bytes);
+    match &done {
         Ok(()) if bytes == 0 => tracing::warn!("the reserve on the disk was given up"),
         Ok(()) => tracing::debug!(bytes, "there is a reserve on the disk"),
         Err(error) => tracing::warn!(%error, "the reserve on the disk could not be changed"),
     }
+    done.is_ok()
 }
 
 /// The machine that is to be stopped, of those that run.

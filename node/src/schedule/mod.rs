@@ -30,7 +30,7 @@ pub struct Candidate {
     /// Its disk is nearly full, by its own word.
     pub full: bool,
     /// A port that the machine publishes and another one has there already, with that one's name.
-    pub taken: Option<(u16, Name)>,
+    pub taken: Option<(u16, String)>,
     /// Cordoned, draining or absent by plan: no new machines.
     pub closed: bool,
     /// It holds the image already.
@@ -176,7 +176,7 @@ fn obstacle(node: &Candidate, spec: &MachineSpec) -> Option<String> {
 fn obstruction(node: &Candidate) -> Option<String> {
     match &node.taken {
         _ if node.full => Some("has a disk that is nearly full".into()),
-        Some((port, by)) => Some(format!("has port {port} taken by machine {by}")),
+        Some((port, by)) => Some(format!("has port {port} taken by {by}")),
         None => None,
     }
 }
@@ -185,7 +185,7 @@ fn obstruction(node: &Candidate) -> Option<String> {
 fn sentence(node: &Candidate) -> Option<String> {
     match &node.taken {
         _ if node.full => Some(format!("the disk of {} is nearly full", node.name)),
-        Some((port, by)) => Some(format!("port {port} of {} is taken by machine {by}", node.name)),
+        Some((port, by)) => Some(format!("port {port} of {} is taken by {by}", node.name)),
         None => None,
     }
 }

@@ -61,7 +61,7 @@ fn a_full_disk_and_a_taken_port_stand_in_the_way() {
     let mut full = node(1, 6);
     full.full = true;
     let mut taken = node(2, 6);
-    taken.taken = Some((8080, "web".parse().unwrap()));
+    taken.taken = Some((8080, "machine web".into()));
     let both = inventory([full.clone(), taken.clone()]);
     let error = plan(MACHINE, &spec(1 << 30), &both).unwrap_err();
     let words = "the disk of n1 is nearly full, port 8080 of n2 is taken by machine web";

@@ -33,6 +33,11 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 pub use error::{LedgerError, StartError};
+
+/// What the ledger keeps in the data directory: its database, the note of which one that is, a spare's view. The first and
+/// the last hold secrets.
+pub const FILES: [&str; 3] = [crate::store::FILE, crate::store::NOTE, crate::feed::FILE];
+
 pub use leasing::Renewal;
 #[cfg(test)]
 pub(crate) use messages::feed_decoders;

@@ -100,8 +100,8 @@ impl State {
     /// No two machines have a port of a node at the same address.
     fn check_ports(&self) -> Result<(), String> {
         for (node, machine) in self.nodes.keys().flat_map(|node| self.machines_on(*node).map(|m| (*node, m))) {
-            if let Some((port, other)) = self.taken_port(&machine.spec, machine.id, node) {
-                return Err(format!("machines {} and {other} share port {port} of one node", machine.name));
+            if let Some((port, other)) = self.taken_port(machine, node) {
+                return Err(format!("{} and {other} share port {port} of one node", machine.name));
             }
         }
         Ok(())

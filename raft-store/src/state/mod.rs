@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use fabric::ids::{Digest, IdempotencyKey, MachineId, NodeId, TokenId};
-use fabric::model::{Capacity, ImageRecord, MachineRecord, MachineSpec, Name, NodeRecord, TenantRecord, Tombstone};
+use fabric::model::{Capacity, ImageRecord, MachineRecord, Name, NodeRecord, TenantRecord, Tombstone};
 use fabric::rpc::Refusal;
 
 pub use claims::{NodeClaims, Usage};
@@ -228,10 +228,16 @@ impl State {
         self.index.claims.get(&node).map_or(record.capacity, |claims| claims.left_of(record.capacity))
     }
 
-    /// A port that `spec` publishes and that a machine other than `id` has on `node`, with the name of that one.
-    pub fn taken_port(&self, spec: &MachineSpec, id: MachineId, node: NodeId) -> Option<(u16, &Name)> {
-        let (port, other) = self.index.claims.get(&node)?.taken_port(spec, id)?;
-        Some((port, &self.machines.get(&other)?.name))
+    /// A port that `machine` publishes and that another one has on `node`, with who that is: by name within the tenant.
+    pub fn taken_port(&self, machine: &MachineRecord, node: NodeId) -> Option<(u16, String)> {
+        let (port, other) = self.index.claims.get(&node)?.taken_port(&machine.spec, machine.id)?;
+        let other = self.machines.get(&other)?;
+        let by = if other.tenant == machine.tenant {
+            format!("machine {}", other.name)
+        } else {
+            "a machine of another tenant".to_owned()
+        };
+        Some((port, by))
     }
 
     /// What a tenant and those below it have been guaranteed.

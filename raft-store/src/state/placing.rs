@@ -191,8 +191,8 @@ impl State {
         if machine.spec.pinned.is_some_and(|pinned| pinned != node) {
             return barred("is not the node that it is pinned to");
         }
-        if let Some((port, other)) = self.taken_port(&machine.spec, machine.id, node) {
-            return Err(Unfit::Barred(format!("port {port} of {} is taken by machine {other}", record.name)));
+        if let Some((port, by)) = self.taken_port(machine, node) {
+            return Err(Unfit::Barred(format!("port {port} of {} is taken by {by}", record.name)));
         }
         self.check_room(&machine.spec.resources, machine.id, node)
     }

@@ -32,6 +32,7 @@ use crate::tuning::DATABASE_CACHE_BYTES;
 use crate::types::{LogId, Vote};
 
 use identity::IdentityV1;
+pub(crate) use identity::NOTE;
 pub(crate) use log::LogStore;
 use log::Taken;
 pub use machine::AppliedEntry;
@@ -41,7 +42,7 @@ pub(crate) use snapshots::encode_state;
 /// The database's name in the data directory.
 pub(crate) const FILE: &str = "ledger.redb";
 /// Version of the database's layout that this program writes.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
@@ -76,6 +77,16 @@ pub enum StoreError {
     Other {
         /// File in the data directory.
         file: &'static str,
+    },
+    /// Written by a program of before the first release.
+    #[error(
+        "the ledger's file {file} has format {found}, of before the first release: such files are not read any more"
+    )]
+    Older {
+        /// File in the data directory.
+        file: &'static str,
+        /// Its format.
+        found: u32,
     },
     /// Written by a later program.
     #[error("the ledger's file {file} has format {found}, this program knows {FORMAT}: upgrade this node")]
@@ -187,6 +198,7 @@ impl Store {
         let frame = value.ok_or_else(|| damaged("the format record", "it is missing"))?;
         match wire::decode::<FormatV1>(frame.value()) {
             Ok(format) if format.version == FORMAT => Ok(()),
+            Ok(format) if format.version < FORMAT => Err(StoreError::Older { file: FILE, found: format.version }),
             Ok(format) => Err(StoreError::Newer { file: FILE, found: format.version }),
             Err(WireError::Type { found_version, .. }) => {
                 Err(StoreError::Newer { file: FILE, found: found_version.into() })
