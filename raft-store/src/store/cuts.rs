@@ -283,14 +283,17 @@ fn a_full_disk_fails_the_write_and_keeps_what_there_was() {
 }
 
 #[test]
-fn the_database_of_a_later_program_is_refused() {
-    let disk = MemoryDisk::new(7);
-    {
-        let store = Store::open(&disk, &KernelEntropy).unwrap();
-        let later = crate::codec::FormatV1 { version: 2 };
-        store.write("testing", |transaction| super::put(transaction, super::KEY_FORMAT, &later)).unwrap();
+fn the_database_of_another_program_is_refused() {
+    let formats = [(super::FORMAT + 1, "upgrade this node"), (super::FORMAT - 1, "before the first release")];
+    for (version, words) in formats {
+        let disk = MemoryDisk::new(7);
+        {
+            let store = Store::open(&disk, &KernelEntropy).unwrap();
+            let other = crate::codec::FormatV1 { version };
+            store.write("testing", |transaction| super::put(transaction, super::KEY_FORMAT, &other)).unwrap();
+        }
+        let error = Store::open(&disk.reboot(), &KernelEntropy).err().expect("it is refused").to_string();
+        assert!(error.contains(words), "{error}");
+        assert!(disk.reboot().exists(FILE).unwrap());
     }
-    let error = Store::open(&disk.reboot(), &KernelEntropy).err().expect("it is refused").to_string();
-    assert!(error.contains("upgrade this node"), "{error}");
-    assert!(disk.reboot().exists(FILE).unwrap());
 }
