@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::held::HeldGuard;
 use super::publish::Published;
-use super::{Action, Facts, Local, Phase, backoff, decide, lost};
+use super::{Action, Facts, Local, Phase, backed_off, backoff, decide, lost};
 use crate::api::failure::Failure;
 use crate::moving::marker;
 use crate::node::context::Context;
@@ -138,7 +138,7 @@ impl Reconciler {
         let mut busy = self.context.held.busy(index);
         busy.extend(self.busy.iter().chain(self.resting.keys()));
         self.absent.retain(|machine| locals.contains_key(machine) && !records.contains_key(machine));
-        let boottime = self.context.seams.clock.boottime();
+        let (boottime, now_ms) = (self.context.seams.clock.boottime(), self.context.ledger.now_ms());
         let none = BTreeSet::new();
         self.tell_damaged(&locals, &records);
         let (moved, room) = (self.moved(&locals), self.context.room.borrow().clone());
@@ -155,6 +155,7 @@ impl Reconciler {
         };
         let mut lost = lost(&facts);
         let starting = |id: &MachineId| self.busy.contains(id);
+            now_ms,
         let mut retries = self.context.retries.borrow().clone();
         // One that is being started looks lost until its new supervisor is there.
         lost.retain(|id| !starting(id));
@@ -162,7 +163,8 @@ impl Reconciler {
         backoff::look(&mut retries, boottime, &locals, &lost);
         retries.extend(kept);
         let (waiting, first) = backoff::waiting(&retries, boottime);
-        self.next = first.map_or(LOOK, |first| first.min(LOOK));
+        let failed = backed_off(&records, self.context.me, now_ms);
+        self.next = first.into_iter().chain(failed).fold(LOOK, Duration::min);
         facts.waiting = &waiting;
         let actions = decide(&facts);
         for action in &actions {

@@ -181,6 +181,9 @@ fn a_pinned_machine_that_failed_stays_where_it_is_pinned() {
     world.ok_from(2, failed(1, 1, 1000));
     assert_eq!((world.placement(1).node, world.placement(1).epoch), (node_id(2), 1));
     assert_eq!(world.machine(1).failures, 1);
+    assert_eq!(world.machine(1).not_before_ms, world.at_ms + 1000, "and its node waits so long");
+    world.ok(Command::RestartMachine { machine: machine_id(1), expected_revision: None });
+    assert_eq!((world.machine(1).failures, world.machine(1).not_before_ms), (0, 0), "the user asks anew");
 }
 
 #[test]
