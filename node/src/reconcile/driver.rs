@@ -64,6 +64,7 @@ pub async fn run(context: Arc<Context>) {
     let (mut ledger, mut runtime) = (context.ledger.changed(), context.runtime.watch());
     let (mut renewed, mut room) = (context.lease.subscribe(), context.room.subscribe());
     let mut reconciler = Reconciler {
+    let mut freed = context.held.freed();
         published: Published::new(context.clone()),
         context: context.clone(),
         busy: BTreeSet::new(),
@@ -83,6 +84,7 @@ pub async fn run(context: Arc<Context>) {
             _ = changed(&mut renewed) => {}
             _ = changed(&mut room) => {}
             _ = changed(&mut ledger) => {}
+            _ = changed(&mut freed) => {}
             () = tokio::time::sleep(reconciler.next) => {}
         }
         while let Ok(outcome) = finished.try_recv() {

@@ -66,6 +66,16 @@ impl Held {
     }
 
     /// For an action that was decided by the view as of `view`: none when someone has the machine, or had it since.
+    /// Changes whenever someone is done with a machine.
+    pub fn freed(&self) -> watch::Receiver<()> {
+        self.0.freed.subscribe()
+    }
+
+    /// Whether a move of this daemon has the machine.
+    pub fn is_moving(&self, machine: MachineId) -> bool {
+        self.holds().get(&machine).is_some_and(|hold| hold.by == Some(Work::Move))
+    }
+
     pub fn take_for_action(&self, machine: MachineId, view: u64) -> Option<HeldGuard> {
         self.take(machine, Work::Action, view)
     }
@@ -78,13 +88,13 @@ impl Held {
 
     /// The same, once the action under way is done: none when that takes longer than `patience`, or another move has it.
     pub async fn wait_for_move(&self, machine: MachineId, patience: Duration) -> Option<HeldGuard> {
-        let mut freed = self.0.freed.subscribe();
+        let mut freed = self.freed();
         let waiting = async {
             loop {
                 if let Some(guard) = self.take_for_move(machine) {
                     return Some(guard);
                 }
-                if self.holds().get(&machine).is_some_and(|hold| hold.by == Some(Work::Move)) {
+                if self.is_moving(machine) {
                     return None;
                 }
                 freed.changed().await.ok()?;
