@@ -167,7 +167,7 @@ pub struct MachineRecordV1 {
     pub placement: Option<Placement>,
     /// Placements that failed in a row, for back-off.
     pub failures: u32,
-    /// Not placed before this time, Unix milliseconds.
+    /// Neither placed nor tried again before this time, Unix milliseconds.
     pub not_before_ms: u64,
     /// Why it has no place or did not start, in the user's words.
     pub waiting: Option<String>,

@@ -10,9 +10,8 @@ use fabric::model::{MachineRecord, RaftRole};
 use raft_store::command::{Command, Outcome, PlaceItem, PlaceResult};
 use raft_store::state::State;
 
-use super::{Owner, is_absent, sweep};
+use super::{Owner, candidates, is_absent, sweep};
 use crate::node::context::Context;
-use crate::schedule;
 
 /// Pause between two looks while something could not be placed or taken yet.
 const RETRY: Duration = Duration::from_millis(250);
@@ -136,17 +135,15 @@ fn homeless(context: &Context, machines: &[MachineId]) -> bool {
 
 /// One machine's part of a placement, with the reason when no node can take it.
 pub fn item(context: &Context, record: &MachineRecord) -> PlaceItem {
-    let (candidates, reason) = match schedule::plan(record.id, &record.spec, &context.inventory(record)) {
-        Ok(candidates) => (candidates, None),
-        Err(error) => (Vec::new(), Some(error.to_string())),
-    };
+    let (candidates, reason) = candidates(record, &context.inventory(record));
     PlaceItem { machine: record.id, expected_epoch: record.epoch, candidates, reason }
 }
 
 async fn take(context: &Context, record: &MachineRecord, from: NodeId, epoch: u64) -> bool {
     let candidates = item(context, record).candidates;
-    if candidates.is_empty() && record.waiting.is_some() {
-        // It has been told why, and asking again would only write.
+    let waits = context.ledger.read(|state| state.takeover_waits(record, &candidates));
+    if waits.is_some() && waits == record.waiting {
+        // It has been told just that, and asking again would only write.
         return false;
     }
     let takeover = Command::Takeover {

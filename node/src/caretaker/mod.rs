@@ -9,6 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use fabric::ids::{MachineId, NodeId};
 use fabric::limits::{PLACE_BATCH_MAX, TAKEOVERS_IN_FLIGHT_MAX};
 use fabric::model::{Desired, MachineRecord, NodeRecord};
+use raft_store::state::unsettled;
+
+use crate::schedule::{self, Inventory};
 
 pub mod driver;
 
@@ -45,6 +48,20 @@ pub fn is_absent(node: &NodeRecord, now_ms: u64) -> bool {
 pub fn caretaker(machine: MachineId, caretakers: &BTreeSet<NodeId>) -> Option<NodeId> {
     let weight = |node: &NodeId| *blake3::Hasher::new().update(&node.0).update(&machine.0).finalize().as_bytes();
     caretakers.iter().copied().max_by_key(weight)
+}
+
+/// The nodes to propose for a machine, with the reason when there is none. One whose move is not settled has its disk at
+/// the two ends of that move: no other node will do, and whether these take new machines does not count.
+pub fn candidates(machine: &MachineRecord, inventory: &Inventory) -> (Vec<NodeId>, Option<String>) {
+    let ends = machine.placement.as_ref().and_then(unsettled);
+    if let Some((owner, source)) = ends.filter(|(_, source)| inventory.contains_key(source)) {
+        let alive = |node: &NodeId| inventory.get(node).is_some_and(|node| node.alive);
+        return ([source, owner].into_iter().filter(alive).collect(), None);
+    }
+    match schedule::plan(machine.id, &machine.spec, inventory) {
+        Ok(candidates) => (candidates, None),
+        Err(error) => (Vec::new(), Some(error.to_string())),
+    }
 }
 
 /// Decides for the machines of which `me` is the caretaker.

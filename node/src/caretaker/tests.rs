@@ -1,5 +1,8 @@
+use fabric::model::{Capacity, Placement, PreviousV1};
+
 use super::*;
 use crate::fixtures;
+use crate::schedule::Candidate;
 
 const ME: NodeId = NodeId([1; 32]);
 const OWNER: NodeId = NodeId([2; 32]);
@@ -60,4 +63,48 @@ fn every_machine_has_exactly_one_caretaker_and_they_share_the_work() {
         *shares.entry(caretaker(MachineId([number; 16]), &caretakers).unwrap()).or_insert(0) += 1;
     }
     assert!(shares.len() == 3 && shares.values().all(|share| *share > 40), "{shares:?}");
+}
+
+#[test]
+fn the_ends_of_an_unsettled_move_are_proposed_whether_they_take_new_machines_or_not() {
+    let source = NodeId([3; 32]);
+    let room = Capacity { cpu_millis: 4000, memory_bytes: 8 << 30, disk_bytes: 8 << 30 };
+    let node = |id: NodeId, alive, closed| Candidate {
+        id,
+        name: format!("n{}", id.0[0]).parse().unwrap(),
+        zone: String::new(),
+        declared: room,
+        free: room,
+        alive,
+        full: closed,
+        taken: None,
+        closed,
+        has_image: false,
+        load_millis: 0,
+        siblings: 0,
+        zone_siblings: 0,
+    };
+    let mut nodes = Inventory::from([
+        (ME, node(ME, true, false)),
+        (OWNER, node(OWNER, false, false)),
+        (source, node(source, true, true)),
+    ]);
+    let switched = Placement {
+        confirmed: false,
+        previous: Some(PreviousV1 { node: source, epoch: 3 }),
+        ..fixtures::placed(OWNER, 4)
+    };
+    let moved = fixtures::machine(1, Some(switched));
+    assert_eq!(
+        candidates(&moved, &nodes),
+        (vec![source], None),
+        "draining, its disk nearly full, and alone in having it"
+    );
+    assert_eq!(candidates(&machine(1, Some(OWNER)), &nodes).0, [ME], "a settled one goes where there is room");
+    let anew = fixtures::machine(1, Some(Placement { fresh: true, ..switched }));
+    assert_eq!(candidates(&anew, &nodes).0, [ME], "its disk is lost");
+    nodes.get_mut(&source).unwrap().alive = false;
+    assert_eq!(candidates(&moved, &nodes), (vec![], None));
+    nodes.remove(&source);
+    assert_eq!(candidates(&moved, &nodes).0, [ME], "a removed source binds nobody");
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fabric::ids::{MachineId, MoveId, NodeId};
-use fabric::model::{Desired, MachineRecord};
+use fabric::model::MachineRecord;
 use fabric::records;
 use fabric::rpc::{CallError, Refusal};
 use fabric::seams::draw;
@@ -24,6 +24,7 @@ use crate::node::failures::words;
 use crate::node::operations::Progress;
 use crate::node::serving;
 use crate::reconcile::held::HeldGuard;
+use crate::runtime::{Runtime, RuntimeError};
 use crate::transfer::{self, Source};
 
 /// How long the owner may take to begin.
@@ -288,13 +289,19 @@ async fn bring(
         return Err(Failure::new("cancelled", "the move was cancelled before the machine was stopped"));
     }
     progress.phase("stop", 600);
-    if record.desired == Desired::Running {
-        context.runtime.stop(record.id, GRACE).await?;
-    }
+    put_down(&*context.runtime, record.id).await?;
     progress.phase("final delta", 700);
     let prepared = source.finish().await.map_err(broken)?;
     tracing::info!(machine = %record.name, bytes = prepared.sent_bytes, "the layer is across");
     Ok(())
+}
+
+/// Whatever the record says: it was read before the machine was held, and an action may have started the machine since.
+async fn put_down(runtime: &dyn Runtime, machine: MachineId) -> Result<(), Failure> {
+    match runtime.stop(machine, GRACE).await {
+        Err(RuntimeError::NotFound(_)) => Ok(()),
+        stopped => Ok(stopped?),
+    }
 }
 
 fn broken(error: transfer::SendError) -> Failure {
@@ -391,33 +398,56 @@ pub fn resume(context: &Arc<Context>) -> std::io::Result<()> {
 
 /// Gives back reservations of this node's machines that no move of this daemon holds and no note names: a former daemon
 /// died before it could propose anything. Looks again and again, since a daemon's copy of the ledger is old when it
-/// starts. Returns when the node stops.
+/// starts. The machines are left alone meanwhile: without a note no SWITCH was proposed, so they are this node's whatever
+/// comes of it. Returns when the node stops.
 pub async fn clear_reservations(context: Arc<Context>) {
-    loop {
-        tokio::select! {
-            biased;
-            () = context.shutdown.cancelled() => return,
-            () = tokio::time::sleep(RESERVATIONS_LOOK) => give_back(&context),
+    let look = async {
+        loop {
+            tokio::time::sleep(RESERVATIONS_LOOK).await;
+            give_back(&context).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        () = context.shutdown.cancelled() => {}
+        () = look => {}
+    }
+}
+
+async fn give_back(context: &Context) {
+    let reserved: Vec<MarkerV1> = context.ledger.read(|state| {
+        let moving = state.machines_on(context.me).filter_map(|record| {
+            let placement = record.placement?;
+            Some(MarkerV1 { machine: record.id, id: placement.moving?.id, epoch: placement.epoch })
+        });
+        moving.filter(|marker| !context.held.is_moving(marker.machine)).collect()
+    });
+    if reserved.is_empty() {
+        return;
+    }
+    let noted = match marker::load(&*context.seams.disk, marker::OUT) {
+        Ok(noted) => noted,
+        Err(error) => return tracing::warn!(%error, "the notes of moves cannot be read: no reservation is given back"),
+    };
+    for MarkerV1 { machine, id, epoch } in super::stale(reserved, &noted) {
+        match context.submit(Command::MoveAbort { machine, id, from_epoch: epoch }).await {
+            Ok(_) => tracing::info!(machine = %machine.short(), "a reservation that no move holds is given back"),
+            // The next look tries them all again.
+            Err(failure) => {
+                tracing::debug!(machine = %machine.short(), reason = %failure, "a reservation is not given back yet");
+                return;
+            }
         }
     }
 }
 
-fn give_back(context: &Arc<Context>) {
-    let me = context.me;
-    let stale: Vec<MarkerV1> = context.ledger.read(|state| {
-        let moving = state.machines_on(me).filter_map(|record| {
-            let placement = record.placement?;
-            Some(MarkerV1 { machine: record.id, id: placement.moving?.id, epoch: placement.epoch })
-        });
-        moving.collect()
-    });
-    for marker in stale {
-        let Some(held) = context.held.take_for_move(marker.machine) else { continue };
-        let context = context.clone();
-        tokio::spawn(async move {
-            let decided = settle(&context, marker).await;
-            tracing::info!(machine = %marker.machine.short(), ?decided, "a reservation of before the restart is given back");
-            hand_back(&context, marker, held, decided.map(|(_, index)| index)).await;
-        });
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::absent::NoMachines;
+
+    #[tokio::test]
+    async fn a_machine_that_was_never_started_here_is_down() {
+        put_down(&NoMachines::new("it lacks all".into()), MachineId([9; 16])).await.unwrap();
     }
 }

@@ -50,6 +50,12 @@ pub fn moved_away(record: Option<&MachineRecord>, me: NodeId, epoch: u64) -> boo
     })
 }
 
+/// Of the moves that the ledger has announced for this node's machines and that nobody here drives, those that no note
+/// names: no SWITCH can have been proposed for them. One with a note is its own driver's to settle.
+pub fn stale(reserved: Vec<marker::MarkerV1>, noted: &[marker::MarkerV1]) -> Vec<marker::MarkerV1> {
+    reserved.into_iter().filter(|open| noted.iter().all(|note| note.machine != open.machine)).collect()
+}
+
 /// Where the disk of a machine is that has come here by a move which is not settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Disk {

@@ -58,3 +58,10 @@ fn the_disk_is_where_the_move_has_left_it() {
     );
     assert_eq!(disk(None, false, Some(5), 7), Disk::InPlace, "and back again");
 }
+
+#[test]
+fn a_reservation_that_a_note_names_is_not_given_back() {
+    let of = |number| marker::MarkerV1 { machine: fabric::ids::MachineId([number; 16]), id: MOVE, epoch: 4 };
+    assert_eq!(stale(vec![of(1), of(2)], &[of(2)]), [of(1)]);
+    assert_eq!(stale(vec![of(1)], &[]), [of(1)]);
+}

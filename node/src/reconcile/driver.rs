@@ -8,18 +8,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fabric::events::Happening;
-use fabric::ids::MachineId;
+use fabric::ids::{IdempotencyKey, MachineId};
 use fabric::model::{Desired, MachineRecord};
-use raft_store::command::Command;
+use fabric::seams::draw;
+use raft_store::command::{Actor, Command};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::held::HeldGuard;
+use super::held::{Answer, HeldGuard, answer};
 use super::publish::Published;
-use super::{Action, Facts, Local, Phase, backoff, decide, lost};
+use super::{Action, Facts, Local, Phase, backed_off, backoff, decide, lost};
 use crate::api::failure::Failure;
 use crate::moving::marker;
-use crate::node::context::Context;
+use crate::node::context::{Context, DOUBT};
 use crate::node::lease;
 use crate::runtime::{Launch, Observed};
 
@@ -63,6 +64,7 @@ pub async fn run(context: Arc<Context>) {
     let (done, mut finished) = mpsc::unbounded_channel();
     let (mut ledger, mut runtime) = (context.ledger.changed(), context.runtime.watch());
     let (mut renewed, mut room) = (context.lease.subscribe(), context.room.subscribe());
+    let mut freed = context.held.freed();
     let mut reconciler = Reconciler {
         published: Published::new(context.clone()),
         context: context.clone(),
@@ -82,6 +84,7 @@ pub async fn run(context: Arc<Context>) {
             _ = changed(&mut runtime) => {}
             _ = changed(&mut renewed) => {}
             _ = changed(&mut room) => {}
+            _ = changed(&mut freed) => {}
             _ = changed(&mut ledger) => {}
             () = tokio::time::sleep(reconciler.next) => {}
         }
@@ -138,7 +141,7 @@ impl Reconciler {
         let mut busy = self.context.held.busy(index);
         busy.extend(self.busy.iter().chain(self.resting.keys()));
         self.absent.retain(|machine| locals.contains_key(machine) && !records.contains_key(machine));
-        let boottime = self.context.seams.clock.boottime();
+        let (boottime, now_ms) = (self.context.seams.clock.boottime(), self.context.ledger.now_ms());
         let none = BTreeSet::new();
         self.tell_damaged(&locals, &records);
         let (moved, room) = (self.moved(&locals), self.context.room.borrow().clone());
@@ -152,6 +155,7 @@ impl Reconciler {
             moved: &moved,
             room: &room,
             leased: lease::covers(&self.context.lease.borrow(), boottime, index),
+            now_ms,
         };
         let mut lost = lost(&facts);
         let starting = |id: &MachineId| self.busy.contains(id);
@@ -162,7 +166,8 @@ impl Reconciler {
         backoff::look(&mut retries, boottime, &locals, &lost);
         retries.extend(kept);
         let (waiting, first) = backoff::waiting(&retries, boottime);
-        self.next = first.map_or(LOOK, |first| first.min(LOOK));
+        let failed = backed_off(&records, self.context.me, now_ms);
+        self.next = first.into_iter().chain(failed).fold(LOOK, Duration::min);
         facts.waiting = &waiting;
         let actions = decide(&facts);
         for action in &actions {
@@ -258,6 +263,36 @@ async fn submit(context: &Context, held: &HeldGuard, command: Command) -> Result
     Ok(())
 }
 
+/// Gives the machine up. While it is not known whether that was done, nobody decides about it: by this node's view it is
+/// still its own, and another may have started it. For that there is no time-out but the node's end.
+async fn give_up(context: &Context, held: &HeldGuard, command: Command) -> Result<(), Failure> {
+    // One key for all: what is asked for again is answered as it was the first time.
+    let (key, mut doubted) = (IdempotencyKey(draw(&*context.seams.entropy)), false);
+    loop {
+        let said = context.ledger.write(Actor::fabric(context.me), Some(key), command.clone()).await;
+        let index = match answer(&said, doubted) {
+            Answer::Known(index) => Some(index),
+            Answer::NotDone => None,
+            Answer::Read if context.ledger.linearizable().await.is_ok() => {
+                Some(context.ledger.read_at(|index, _| index))
+            }
+            Answer::Read | Answer::Unknown => {
+                doubted = true;
+                tokio::select! {
+                    biased;
+                    () = context.shutdown.cancelled() => Some(u64::MAX),
+                    () = tokio::time::sleep(DOUBT) => continue,
+                }
+            }
+        };
+        index.into_iter().for_each(|index| held.until_seen(index));
+        if let Ok(applied) = &said {
+            context.caught_up(applied.index).await;
+        }
+        return said.map(drop).map_err(Failure::from);
+    }
+}
+
 /// Runs one action; true when it found that the ledger has no record of the machine for this node.
 async fn perform(
     context: &Context,
@@ -337,7 +372,7 @@ async fn give_back(
     let back_off_ms = doubled.min(BACKOFF_MAX).as_millis() as u64;
     let reason = failure.refusal.message.clone();
     let failed = Command::Failed { machine: record.id, epoch, reason, back_off_ms };
-    submit(context, held, failed).await.err().unwrap_or(failure)
+    give_up(context, held, failed).await.err().unwrap_or(failure)
 }
 
 async fn launch(context: &Context, record: &MachineRecord, epoch: u64) -> Result<(), Failure> {

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use fabric::ids::MachineId;
+use raft_store::ledger::{Applied, LedgerError};
 use tokio::sync::watch;
 
 /// Who works on a machine.
@@ -65,6 +66,16 @@ impl Held {
         Some(HeldGuard { held: self.clone(), machine, kept: false })
     }
 
+    /// Changes whenever someone is done with a machine.
+    pub fn freed(&self) -> watch::Receiver<()> {
+        self.0.freed.subscribe()
+    }
+
+    /// Whether a move of this daemon has the machine.
+    pub fn is_moving(&self, machine: MachineId) -> bool {
+        self.holds().get(&machine).is_some_and(|hold| hold.by == Some(Work::Move))
+    }
+
     /// For an action that was decided by the view as of `view`: none when someone has the machine, or had it since.
     pub fn take_for_action(&self, machine: MachineId, view: u64) -> Option<HeldGuard> {
         self.take(machine, Work::Action, view)
@@ -78,13 +89,13 @@ impl Held {
 
     /// The same, once the action under way is done: none when that takes longer than `patience`, or another move has it.
     pub async fn wait_for_move(&self, machine: MachineId, patience: Duration) -> Option<HeldGuard> {
-        let mut freed = self.0.freed.subscribe();
+        let mut freed = self.freed();
         let waiting = async {
             loop {
                 if let Some(guard) = self.take_for_move(machine) {
                     return Some(guard);
                 }
-                if self.holds().get(&machine).is_some_and(|hold| hold.by == Some(Work::Move)) {
+                if self.is_moving(machine) {
                     return None;
                 }
                 freed.changed().await.ok()?;
@@ -128,6 +139,30 @@ impl Drop for HeldGuard {
     }
 }
 
+/// What an answer to a write says of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// A view of this index shows what came of it.
+    Known(u64),
+    /// It was not done, and will not be.
+    NotDone,
+    /// A linearizable read that is begun now shows what came of it.
+    Read,
+    /// It may be done, now or later.
+    Unknown,
+}
+
+/// Reads an answer to a write. `doubted`: the same one was asked for before, and what came of that is not known.
+pub fn answer(said: &Result<Applied, LedgerError>, doubted: bool) -> Answer {
+    match said {
+        Ok(applied) => Answer::Known(applied.index),
+        Err(LedgerError::Timeout { .. }) => Answer::Unknown,
+        Err(_) if !doubted => Answer::NotDone,
+        Err(LedgerError::Refused(_)) => Answer::Read,
+        Err(LedgerError::NoLeader { .. } | LedgerError::Halted { .. }) => Answer::Unknown,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,6 +202,30 @@ mod tests {
         let held = Held::default();
         held.take_for_move(MACHINE).unwrap().keep();
         assert_eq!(held.busy(u64::MAX), BTreeSet::from([MACHINE]));
+    }
+
+    #[test]
+    fn a_write_without_an_answer_stays_in_doubt_until_there_is_one() {
+        use raft_store::command::Outcome;
+        let (after, done) = (SOON, Applied { index: 7, outcome: Outcome::Removed });
+        let none = || LedgerError::NoLeader { after, unreachable: vec![] };
+        let refused = || LedgerError::Refused(fabric::rpc::Refusal::new("stale-epoch", "another owns it"));
+        assert_eq!(answer(&Err(LedgerError::Timeout { after }), false), Answer::Unknown);
+        assert_eq!((answer(&Err(none()), false), answer(&Err(none()), true)), (Answer::NotDone, Answer::Unknown));
+        assert_eq!((answer(&Err(refused()), false), answer(&Err(refused()), true)), (Answer::NotDone, Answer::Read));
+        assert_eq!((answer(&Ok(done.clone()), false), answer(&Ok(done), true)), (Answer::Known(7), Answer::Known(7)));
+    }
+
+    #[test]
+    fn who_is_done_with_a_machine_tells_so() {
+        let held = Held::default();
+        let freed = held.freed();
+        let guard = held.take_for_move(MACHINE).unwrap();
+        assert!(held.is_moving(MACHINE) && !freed.has_changed().unwrap());
+        drop(guard);
+        assert!(!held.is_moving(MACHINE) && freed.has_changed().unwrap());
+        let _action = held.take_for_action(MACHINE, 0).unwrap();
+        assert!(!held.is_moving(MACHINE));
     }
 
     #[tokio::test(start_paused = true)]

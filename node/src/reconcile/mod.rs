@@ -9,6 +9,7 @@
 //! record is damaged) is neither started nor taken for a new one.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use fabric::ids::{MachineId, NodeId};
 use fabric::model::{Desired, MachineRecord, Placement, Restart};
@@ -69,6 +70,8 @@ pub struct Facts<'a> {
     pub room: &'a Room,
     /// This node holds a lease whose revision covers the records: exclusive machines may start.
     pub leased: bool,
+    /// The cluster's time, Unix milliseconds: what has failed is not tried again before its back-off is over.
+    pub now_ms: u64,
 }
 
 /// One step. Each is idempotent: the next run looks again.
@@ -142,6 +145,7 @@ fn own(facts: &Facts<'_>, record: &MachineRecord, placement: &Placement, local: 
         });
     }
     let leased = !record.spec.exclusive || facts.leased;
+    let may_try = leased && record.not_before_ms <= facts.now_ms;
     match (local, record.desired) {
         (Some(Local { phase: Phase::Damaged, .. }), _) => {
             // It stays as it is, unless a move brings the machine's disk: this one is an old copy then, and is kept aside.
@@ -150,16 +154,16 @@ fn own(facts: &Facts<'_>, record: &MachineRecord, placement: &Placement, local: 
                 Desired::Stopped => Action::Confirm(id, placement.epoch),
                 _ => Action::Start { machine: id, epoch: placement.epoch, clean: false },
             };
-            (brought && !placement.fresh && leased).then_some(take)
+            (brought && !placement.fresh && may_try).then_some(take)
         }
         (Some(local), Desired::Stopped) if local.runs() => Some(Action::Stop(id)),
         // A stopped machine is settled too: whoever waits for a move or a placement learns it.
-        (_, Desired::Stopped) if !placement.confirmed && leased => Some(Action::Confirm(id, placement.epoch)),
+        (_, Desired::Stopped) if !placement.confirmed && may_try => Some(Action::Confirm(id, placement.epoch)),
         (_, Desired::Stopped) => None,
         // It would write where nothing can be written.
         (Some(local), _) if facts.room.holds(id) => local.runs().then_some(Action::Stop(id)),
         // Whoever brings it here learns that there is no room.
-        (None, _) => leased.then_some(Action::Start { machine: id, epoch: placement.epoch, clean: false }),
+        (None, _) => may_try.then_some(Action::Start { machine: id, epoch: placement.epoch, clean: false }),
         (Some(local), _) => kept(facts, record, placement, *local, leased),
     }
 }
@@ -173,7 +177,7 @@ fn kept(
     leased: bool,
 ) -> Option<Action> {
     let id = record.id;
-    let may_start = leased && !facts.room.full;
+    let may_start = leased && !facts.room.full && record.not_before_ms <= facts.now_ms;
     let start = |clean| may_start.then_some(Action::Start { machine: id, epoch: placement.epoch, clean });
     if local.epoch < placement.epoch {
         return if local.runs() { Some(Action::Stop(id)) } else { start(placement.fresh) };
@@ -203,6 +207,13 @@ fn lost(facts: &Facts<'_>) -> BTreeSet<MachineId> {
             && record.is_some_and(|record| restarts_when_lost(record) && record.placement.is_some_and(here))
     };
     facts.locals.iter().filter(|(id, local)| is_lost(id, local)).map(|(id, _)| *id).collect()
+}
+
+/// How long until the first of this node's machines that have failed may be tried again.
+fn backed_off(records: &BTreeMap<MachineId, MachineRecord>, me: NodeId, now_ms: u64) -> Option<Duration> {
+    let mine = |record: &&MachineRecord| record.placement.is_some_and(|placement| placement.node == me);
+    let left_ms = |record: &MachineRecord| record.not_before_ms.checked_sub(now_ms).filter(|left_ms| *left_ms > 0);
+    records.values().filter(mine).filter_map(left_ms).min().map(Duration::from_millis)
 }
 
 fn foreign(facts: &Facts<'_>, record: &MachineRecord, placement: &Placement, local: Local) -> Option<Action> {

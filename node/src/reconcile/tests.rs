@@ -25,7 +25,18 @@ fn facts<'a>(
     static NONE: BTreeSet<MachineId> = BTreeSet::new();
     static NOTHING: BTreeSet<(MachineId, u64)> = BTreeSet::new();
     static ROOM: Room = Room { full: false, held: BTreeSet::new() };
-    Facts { me: ME, records, locals, busy: &NONE, known_absent: &NONE, waiting, moved: &NOTHING, room: &ROOM, leased }
+    Facts {
+        me: ME,
+        records,
+        locals,
+        busy: &NONE,
+        known_absent: &NONE,
+        waiting,
+        moved: &NOTHING,
+        room: &ROOM,
+        leased,
+        now_ms: 1000,
+    }
 }
 
 /// What is decided about a copy that this node has moved away at `moved`.
@@ -245,4 +256,27 @@ fn a_machine_that_lost_its_supervisor_waits_its_turn_and_no_longer_than_it_is_wa
     let mut never = mine;
     never.spec.restart = Restart::Never;
     assert_eq!(decide_for(never, &BTreeSet::new()), (vec![], false));
+}
+
+#[test]
+fn what_has_failed_here_is_not_tried_before_its_back_off_is_over() {
+    let after = |not_before_ms| MachineRecord { not_before_ms, ..record(Some(placed(ME, 1))) };
+    let start = Action::Start { machine: ID, epoch: 1, clean: false };
+    for here in [None, Some(local(1, Phase::Down)), Some(local(1, Phase::Lost))] {
+        assert_eq!(decided(Some(after(1001)), here, true), []);
+        assert_eq!(decided(Some(after(1000)), here, true), std::slice::from_ref(&start));
+    }
+    // Taking the disk of a stopped one may fail as well.
+    let mut stopped = MachineRecord { desired: Desired::Stopped, ..after(1001) };
+    stopped.placement = Some(Placement { confirmed: false, ..placed(ME, 1) });
+    assert_eq!(decided(Some(stopped.clone()), None, true), []);
+    assert_eq!(decided(Some(MachineRecord { not_before_ms: 0, ..stopped }), None, true), [Action::Confirm(ID, 1)]);
+    // What runs is confirmed, stopped and destroyed at once.
+    let fresh = MachineRecord { placement: Some(Placement { confirmed: false, ..placed(ME, 1) }), ..after(1001) };
+    assert_eq!(decided(Some(fresh), Some(local(1, Phase::Up)), true), [Action::Confirm(ID, 1)]);
+    let gone = MachineRecord { desired: Desired::Deleted, ..after(1001) };
+    assert_eq!(decided(Some(gone), Some(local(1, Phase::Down)), true), [Action::Destroy(ID, 1)]);
+    let first = |record: MachineRecord| backed_off(&BTreeMap::from([(ID, record)]), ME, 1000);
+    assert_eq!((first(after(1250)), first(after(1000))), (Some(Duration::from_millis(250)), None));
+    assert_eq!(first(MachineRecord { placement: Some(placed(OTHER, 1)), ..after(1250) }), None, "another's to try");
 }

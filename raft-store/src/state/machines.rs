@@ -141,7 +141,11 @@ impl State {
                 .field("machine", &machine.name)
                 .hint("start it: `smartnode machine start`"));
         }
-        self.change_machine(id, |machine| machine.restarts += 1);
+        self.change_machine(id, |machine| {
+            machine.restarts += 1;
+            // The user asks anew, as by a start.
+            (machine.failures, machine.not_before_ms) = (0, 0);
+        });
         Ok(Outcome::Done { revision: self.revision() })
     }
 

@@ -15,7 +15,7 @@ use crate::command::{Outcome, PlaceItem, PlaceResult};
 use crate::limits::{BACK_OFF_MAX, REASON_BYTES_MAX};
 
 /// The two ends of a move whose destination has not reported the machine running: (owner, the other one).
-pub(super) fn unsettled(placement: &Placement) -> Option<(NodeId, NodeId)> {
+pub fn unsettled(placement: &Placement) -> Option<(NodeId, NodeId)> {
     placement.previous.filter(|_| !placement.fresh).map(|previous| (placement.node, previous.node))
 }
 
@@ -310,19 +310,7 @@ impl State {
                 Refusal::new(codes::ABSENT, format!("{} is absent as planned", self.name_of(from))).field("node", from)
             );
         }
-        let found = match unsettled(&placement) {
-            Some((_, source)) if self.nodes.contains_key(&source) => {
-                self.either_end(machine, &placement, source, candidates)
-            }
-            // Elsewhere than on the dead owner; its disk died with it.
-            _ => {
-                let others: Vec<NodeId> = candidates.iter().copied().filter(|node| *node != from).collect();
-                let previous = Previous { node: from, epoch };
-                let bound = self.bound_to(machine, from);
-                self.first_fit(machine, &others, bound.as_deref()).map(|node| (node, previous, true))
-            }
-        };
-        let result = match found {
+        let result = match self.successor(machine, &placement, candidates) {
             Ok((node, previous, fresh)) => self.hand_over(id, node, Some(previous), fresh),
             Err(refusal) => {
                 self.set_waiting(id, &refusal.message);
@@ -330,6 +318,35 @@ impl State {
             }
         };
         Ok(Outcome::Placed { items: vec![result] })
+    }
+
+    /// Where a takeover brings a machine, with its former owner, and whether it begins with a new disk.
+    fn successor(
+        &self,
+        machine: &MachineRecord,
+        placement: &Placement,
+        candidates: &[NodeId],
+    ) -> Result<(NodeId, Previous, bool), Refusal> {
+        match unsettled(placement) {
+            Some((_, source)) if self.nodes.contains_key(&source) => {
+                self.either_end(machine, placement, source, candidates)
+            }
+            // Elsewhere than on the dead owner; its disk died with it.
+            _ => {
+                let from = placement.node;
+                let others: Vec<NodeId> = candidates.iter().copied().filter(|node| *node != from).collect();
+                let bound = self.bound_to(machine, from);
+                let node = self.first_fit(machine, &others, bound.as_deref())?;
+                Ok((node, Previous { node: from, epoch: placement.epoch }, true))
+            }
+        }
+    }
+
+    /// What a takeover with these candidates would tell the user while it finds no place; none when it finds one, or the
+    /// machine has no owner. Where the record says so already, asking for it would only write.
+    pub fn takeover_waits(&self, machine: &MachineRecord, candidates: &[NodeId]) -> Option<String> {
+        let refusal = self.successor(machine, &machine.placement?, candidates).err()?;
+        Some(clip(&refusal.message, REASON_BYTES_MAX))
     }
 
     /// Why a machine can go nowhere else than to the owner that it is taken from.

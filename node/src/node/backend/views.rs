@@ -74,7 +74,8 @@ fn name_of(state: &State, node: NodeId) -> Name {
 /// A machine with the names of its nodes.
 pub fn machine(context: &Context, mut record: MachineRecord, status: Option<MachineStatus>) -> MachineView {
     let now_ms = context.ledger.now_ms();
-    if let Some(why) = record.waiting.as_mut().filter(|_| record.failures > 0 && record.placement.is_none()) {
+    let waits = record.failures > 0 && (record.placement.is_none() || record.not_before_ms > now_ms);
+    if let Some(why) = record.waiting.as_mut().filter(|_| waits) {
         let left = human::duration(Duration::from_millis(record.not_before_ms.saturating_sub(now_ms)));
         why.push_str(&format!("; attempt {} in {left}", record.failures + 1));
     }

@@ -89,6 +89,27 @@ fn a_machine_bound_to_a_lost_node_says_so() {
 }
 
 #[test]
+fn what_a_takeover_would_tell_is_known_before_it_is_asked_for() {
+    let mut world = World::new();
+    world.run(1, MachineSpec { pinned: Some(node_id(2)), ..spec(GIB) }, 2);
+    let told = |world: &World| {
+        let machine = world.machine(1);
+        let waits = world.state.takeover_waits(machine, &[]).unwrap();
+        machine.waiting.as_ref() == Some(&waits)
+    };
+    world.ok_from(2, failed(1, 1, 1000));
+    assert!(!told(&world), "that its program failed is true no more");
+    world.ok(takeover(1, 1, 2, &[], 1));
+    assert!(told(&world));
+    world.ok(remove(2, true));
+    assert!(!told(&world), "its node does not come back");
+    world.ok(takeover(1, 1, 2, &[], 1));
+    assert!(told(&world));
+    world.run(2, spec(GIB), 3);
+    assert_eq!(world.state.takeover_waits(world.machine(2), &[node_id(1)]), None, "it would be taken over");
+}
+
+#[test]
 fn nodes_that_may_not_take_machines_are_passed_over() {
     let mut world = World::new();
     world.create(1, MachineSpec { pinned: Some(node_id(1)), ..spec(GIB) });
@@ -160,6 +181,9 @@ fn a_pinned_machine_that_failed_stays_where_it_is_pinned() {
     world.ok_from(2, failed(1, 1, 1000));
     assert_eq!((world.placement(1).node, world.placement(1).epoch), (node_id(2), 1));
     assert_eq!(world.machine(1).failures, 1);
+    assert_eq!(world.machine(1).not_before_ms, world.at_ms + 1000, "and its node waits so long");
+    world.ok(Command::RestartMachine { machine: machine_id(1), expected_revision: None });
+    assert_eq!((world.machine(1).failures, world.machine(1).not_before_ms), (0, 0), "the user asks anew");
 }
 
 #[test]
