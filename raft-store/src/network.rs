@@ -14,7 +14,7 @@ use fabric::limits::CHUNK_BYTES;
 use fabric::model::Role;
 use fabric::rpc::{CallError, Kind, Peer, Refusal, Rpc};
 use fabric::wire::{self, Record, WireError};
-use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
+use openraft::errors::{NetworkError, RPCError, RaftError, ReplicationClosed, StreamingError, Timeout, Unreachable};
 use openraft::network::RPCOption;
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
@@ -26,6 +26,7 @@ use crate::codec::{
     AppendAnswerV1, AppendV1, SnapshotMetaV1, SnapshotPartAnswerV1, SnapshotPartV1, TransferAnswerV1, TransferV1,
     VoteAnswerV1, VoteRequestV1, VoteV1,
 };
+use crate::store::Halt;
 use crate::tuning::{APPEND_TIMEOUT, SNAPSHOT_BYTES_MAX};
 use crate::types::{Member, Raft, Snapshot, SnapshotData, TC, Vote};
 
@@ -207,6 +208,7 @@ struct Receiving {
 /// Serves Raft's messages to this node.
 pub(crate) struct Server {
     raft: Raft,
+    halt: Halt,
     receiving: Mutex<Option<Receiving>>,
 }
 
@@ -226,8 +228,17 @@ fn check_speaker(peer: Peer, speaks_for: NodeId) -> Result<(), Refusal> {
 }
 
 impl Server {
-    pub(crate) fn new(raft: Raft) -> Self {
-        Server { raft, receiving: Mutex::default() }
+    pub(crate) fn new(raft: Raft, halt: Halt) -> Self {
+        Server { raft, halt, receiving: Mutex::default() }
+    }
+
+    /// openraft answers none but errors that ended it. Its end is noticed here first: it may be a panic, of which nobody is
+    /// told.
+    fn halted(&self, error: RaftError<TC>) -> Refusal {
+        if let RaftError::Fatal(fatal) = &error {
+            self.halt.because(fatal);
+        }
+        refuse("halted", error)
     }
 
     /// Appends; the answer also says whether `peer` was heard as the leader.
@@ -235,7 +246,7 @@ impl Server {
         let request: AppendV1 = wire::decode(body).map_err(|error| refuse("invalid", error))?;
         check_speaker(peer, request.vote.node)?;
         let request = AppendEntriesRequest::try_from(request).map_err(|error| refuse("invalid", error))?;
-        let answer = self.raft.append_entries(request).await.map_err(|error| refuse("halted", error))?;
+        let answer = self.raft.append_entries(request).await.map_err(|error| self.halted(error))?;
         let answer = AppendAnswerV1::from(answer);
         let led = !matches!(answer, AppendAnswerV1::HigherVote(_));
         Ok((wire::encode(&answer), led))
@@ -247,7 +258,7 @@ impl Server {
         check_speaker(peer, request.vote.node)?;
         let request = VoteRequest::from(request);
         let answer = if pre { self.raft.pre_vote(request).await } else { self.raft.vote(request).await };
-        let answer = answer.map_err(|error| refuse("halted", error))?;
+        let answer = answer.map_err(|error| self.halted(error))?;
         Ok(wire::encode(&VoteAnswerV1::from(answer)))
     }
 

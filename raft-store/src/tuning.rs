@@ -115,6 +115,10 @@ pub(crate) fn raft(snapshot_every: u64) -> Config {
         // A leader that restarts must be elected again. Restored in its old term it proposes no new entry, its commit index
         // lags behind what it acknowledged before, and a ReadIndex then answers too low: a stale linearizable read.
         enable_leader_restore: Some(false),
+        // A follower with a shorter log than it had is fed anew. Without this openraft's leader panics over it, and so does
+        // the next one: one bad disk would end every voter. Whether such a node may take part is judged where its disk is
+        // known, at its own start.
+        allow_log_reversion: Some(true),
         backoff: "20ms 50ms 100ms ...500ms".into(),
         ..Config::default()
     }

@@ -198,3 +198,26 @@ fn a_voter_whose_disk_is_full_stops_cleanly_and_says_so() {
         assert!(there || written.is_err());
     });
 }
+
+/// Its own start refuses that (`begun`); a leader that meets it all the same must go on.
+#[test]
+fn a_voter_that_has_lost_its_log_ends_no_other() {
+    run(async {
+        let mut cluster = Cluster::made(3).await;
+        cluster.voters(3).await;
+        for number in 0..20 {
+            cluster.write(0, tenant(number)).await.unwrap();
+        }
+        let leader = cluster.leader().await;
+        let victim = (leader + 1) % 3;
+        cluster.kill(victim).await;
+        cluster.hosts[victim].disk = common::disk::MemoryDisk::new(99);
+        cluster.start(victim).await.unwrap();
+        cluster.write(leader, tenant(20)).await.unwrap();
+        let all = || (cluster.read(victim, |state| state.tenants.len()) == 22).then_some(());
+        eventually("it is fed anew", all).await;
+        for at in 0..3 {
+            assert_eq!(cluster.ledger(at).status().halted, None);
+        }
+    });
+}

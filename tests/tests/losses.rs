@@ -2,6 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "plays a bad disk: changes and removes files of nodes")]
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,6 +28,12 @@ fn rot(file: &Path) -> Vec<u8> {
     good
 }
 
+/// As a node writes what is nobody else's.
+fn write_private(path: &Path, bytes: &[u8]) {
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).unwrap();
+    file.write_all(bytes).unwrap();
+}
+
 fn back(cluster: &mut Cluster, at: usize) {
     cluster.start(at);
     cluster.wait_ready(at);
@@ -49,7 +56,13 @@ fn a_voter_without_its_ledger_does_not_begin_anew() {
         refused.expect(1, &helps);
         refused.expect(1, &["missing", "promised"]);
     }
-    fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&ledger).unwrap();
+    // Nor where the note of it is gone, too.
+    let note = data(&cluster, victim).join("ledger-id");
+    let noted = fs::read(&note).unwrap();
+    fs::remove_file(&note).unwrap();
+    cluster.daemon_fails(victim, &["start"]).expect(1, &helps);
+    write_private(&note, &noted);
+    write_private(&ledger, &[]);
     let refused = cluster.daemon_fails(victim, &["start"]);
     refused.expect(1, &helps);
     refused.expect(1, &["empty"]);

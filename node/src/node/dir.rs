@@ -35,6 +35,8 @@ pub struct ClusterFileV1 {
     pub advertise: String,
     /// The framed first command of a cluster whose `init` has not been committed yet.
     pub founding: Option<Vec<u8>>,
+    /// Its ledger is begun, and must be there from now on.
+    pub begun: bool,
     /// Peers seen last, for the next start.
     pub peers: Vec<(NodeId, String)>,
 }
@@ -117,6 +119,7 @@ mod tests {
             labels: Labels::new(),
             advertise: "127.0.0.1:7420".into(),
             founding: Some(vec![1, 2]),
+            begun: false,
             peers: vec![(NodeId([2; 32]), "127.0.0.1:7430".into())],
         }
     }

@@ -115,6 +115,7 @@ pub fn init(seams: &Seams, host: &dyn Host, own: &Own) -> Result<ClusterId, Foun
         labels: own.labels.clone(),
         advertise: own.advertise.to_string(),
         founding: Some(wire::encode(&founding)),
+        begun: false,
         peers: Vec::new(),
     };
     file.save(disk)?;
@@ -216,6 +217,7 @@ fn enter(
         labels: own.labels.clone(),
         advertise: own.advertise.to_string(),
         founding: None,
+        begun: false,
         peers: answer.peers.into_iter().map(|(node, address)| (node, address.to_string())).collect(),
     };
     file.save(disk)?;

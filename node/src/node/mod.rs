@@ -173,14 +173,17 @@ pub fn member(disk: &dyn Disk) -> Result<NodeId, StartError> {
     Ok(key.id())
 }
 
-/// Makes the cluster, if that is what this node is there for and has not done yet.
+/// Makes the cluster, if that is what this node is there for and has not done yet, and notes that its ledger is begun.
 async fn found(seams: &Seams, ledger: &Ledger, file: &mut ClusterFile) -> Result<(), StartError> {
-    let Some(frame) = file.founding.take() else { return Ok(()) };
-    let first =
-        fabric::wire::decode::<Envelope>(&frame).map_err(|source| DirError::Damaged { file: dir::FILE, source })?;
-    ledger.init(first.actor, first.command).await?;
-    file.save(&*seams.disk)?;
-    Ok(())
+    if let Some(frame) = file.founding.take() {
+        let first =
+            fabric::wire::decode::<Envelope>(&frame).map_err(|source| DirError::Damaged { file: dir::FILE, source })?;
+        ledger.init(first.actor, first.command).await?;
+    } else if file.begun {
+        return Ok(());
+    }
+    file.begun = true;
+    Ok(file.save(&*seams.disk)?)
 }
 
 fn parse_address(text: &str) -> Result<SocketAddr, StartError> {
@@ -220,7 +223,8 @@ impl Node {
         let gossip = Gossip::start(gossip_config, &seams, link, gossip_in, membership.members());
 
         let surroundings = Arc::new(wiring::Around::new(me, membership.clone(), gossip.clone()));
-        let ledger_config = LedgerConfig { node: me, address: advertise.to_string(), role: file.role };
+        let ledger_config =
+            LedgerConfig { node: me, address: advertise.to_string(), role: file.role, begun: file.begun };
         let rpc = Arc::new(transport.clone());
         let ledger = registration.start(ledger_config, &seams, rpc, surroundings).await?;
         found(&seams, &ledger, &mut file).await?;

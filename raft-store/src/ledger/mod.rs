@@ -62,6 +62,8 @@ pub struct LedgerConfig {
     pub address: String,
     /// What it was admitted as: a worker gets no copy of the whole state, and reads what concerns itself.
     pub role: Role,
+    /// This node has begun its ledger in an earlier life: without it there is no start.
+    pub begun: bool,
 }
 
 /// What membership and gossip know. Hints for routing, and nominations for the voters; never an authority.
@@ -167,6 +169,9 @@ impl Registration {
         rpc: Arc<dyn Rpc>,
         surroundings: Arc<dyn Surroundings>,
     ) -> Result<Ledger, StartError> {
+        if config.begun {
+            Store::check_begun(&*seams.disk)?;
+        }
         let store = Store::open(&*seams.disk, &*seams.entropy)?;
         let machine = StateMachine::load(store.clone(), seams.clock.clone())?;
         let shared = machine.shared.clone();
@@ -192,7 +197,7 @@ impl Registration {
         let (forward, queue) = mpsc::channel(FORWARD_QUEUE);
         let inner = Arc::new(Inner {
             me: config.node,
-            server: Server::new(raft.clone()),
+            server: Server::new(raft.clone(), shared.halt.clone()),
             raft,
             syncs: store.syncs_counter(),
             shared,

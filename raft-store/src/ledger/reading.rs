@@ -101,6 +101,10 @@ impl Inner {
             Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)))) => {
                 Err(forward.leader_id.map(|leader| leader.0))
             }
+            Ok(Err(RaftError::Fatal(error))) => {
+                self.shared.halt.because(error);
+                Err(None)
+            }
             Ok(Err(_)) | Err(_) => Err(None),
         }
     }

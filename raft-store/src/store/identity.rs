@@ -48,6 +48,12 @@ pub(super) fn check_there(disk: &dyn Disk, note: Option<&IdentityV1>) -> Result<
 }
 
 impl Store {
+    /// Refuses to begin anew where a ledger was begun, though database and note are both gone.
+    pub(crate) fn check_begun(disk: &dyn Disk) -> Result<(), StoreError> {
+        let there = disk.exists(FILE).map_err(disk_failed("looking for it"))?;
+        if there { Ok(()) } else { Err(StoreError::Lost { file: FILE }) }
+    }
+
     /// Compares the database with the note, or notes it.
     pub(super) fn check_identity(&self, disk: &dyn Disk, note: Option<IdentityV1>) -> Result<(), StoreError> {
         let own: IdentityV1 =
@@ -80,6 +86,7 @@ mod tests {
             let error = open(&disk).err().expect("it is missed");
             assert!(matches!(error, StoreError::Lost { .. }) && error.to_string().contains("missing"), "{error}");
         }
+        assert!(matches!(Store::check_begun(&disk), Err(StoreError::Lost { .. })));
         drop(disk.storage(FILE).unwrap());
         let error = open(&disk).err().expect("an empty one is none");
         assert!(error.to_string().contains("empty"), "{error}");

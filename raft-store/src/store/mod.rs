@@ -36,7 +36,7 @@ pub(crate) use identity::NOTE;
 pub(crate) use log::LogStore;
 use log::Taken;
 pub use machine::AppliedEntry;
-pub(crate) use machine::{Shared, StateMachine};
+pub(crate) use machine::{Halt, Shared, StateMachine};
 pub(crate) use snapshots::encode_state;
 
 /// The database's name in the data directory.

@@ -331,7 +331,8 @@ impl Cluster {
         let mut router = Router::default();
         let registration: Registration = Ledger::register(&mut router).snapshot_every(300);
         net.routers.lock().unwrap().insert(host.id, router);
-        let config = LedgerConfig { node: host.id, address: format!("10.0.0.{}:7420", at + 1), role: host.role };
+        let config =
+            LedgerConfig { node: host.id, address: format!("10.0.0.{}:7420", at + 1), role: host.role, begun: false };
         let rpc = Arc::new(Link { net: net.clone(), me: host.id });
         let started = registration.start(config, &seams, rpc, Arc::new(Around { net: net.clone() })).await;
         match started {

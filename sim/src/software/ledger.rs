@@ -94,7 +94,7 @@ async fn start(cluster: &Cluster, boot: &Boot) -> anyhow::Result<(Transport, Led
     let registration = Ledger::register(&mut router);
     let transport = cluster.transport(boot, router)?;
     let address = cluster.address(boot.host).to_string();
-    let config = LedgerConfig { node: transport.id(), address, role: Role::Voter };
+    let config = LedgerConfig { node: transport.id(), address, role: Role::Voter, begun: false };
     let around = Arc::new(Everybody(cluster.ids().into_values().collect()));
     let started = registration.start(config, &boot.seams, Arc::new(transport.clone()), around).await;
     Ok((transport, started.map_err(|error: StartError| anyhow::Error::from(error))?))
