@@ -367,6 +367,22 @@ impl Runtime for FakeRuntime {
         })
     }
 
+    async fn fence(&self, id: MachineId) -> Result<bool, RuntimeError> {
+        let killed = self.with(id, |machine| {
+            let runs = machine.runs();
+            if runs {
+                machine.end("its supervisor was killed");
+                machine.lost = true;
+            }
+            Ok(runs)
+        })?;
+        if killed {
+            self.tell(id, "is fenced");
+            self.change();
+        }
+        Ok(killed)
+    }
+
     async fn status(&self, id: MachineId) -> Result<MachineStatus, RuntimeError> {
         self.with(id, |machine| Ok(machine.status()))
     }

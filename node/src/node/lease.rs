@@ -13,6 +13,7 @@ use std::time::Duration;
 use fabric::limits::LEASE_RENEW;
 use raft_store::command::Command;
 use raft_store::lease::Holder;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::context::Context;
@@ -53,11 +54,13 @@ fn needs_lease(context: &Context) -> bool {
     !held && context.has_exclusive_machines()
 }
 
-async fn renew(context: &Context) -> Duration {
+async fn renew(context: &Arc<Context>) -> Duration {
     match context.ledger.renew_lease().await {
         Ok(renewal) => {
             context.lease.send_modify(|lease| lease.granted(renewal.sent, &renewal.grant));
-            extend_machines(context).await;
+            // A supervisor that hangs must not keep this node from its next renewal.
+            let context = context.clone();
+            tokio::spawn(async move { extend_machines(&context).await });
             LEASE_RENEW
         }
         Err(error) => {
@@ -67,7 +70,8 @@ async fn renew(context: &Context) -> Duration {
     }
 }
 
-/// Passes the deadline on to the machines that the ledger still gives to this node.
+/// Passes the deadline on to the machines that the ledger still gives to this node; to all at once, so that none waits for
+/// another's supervisor.
 pub async fn extend_machines(context: &Context) {
     let lease = context.lease.borrow().clone();
     let Some(deadline) = lease.deadline() else { return };
@@ -80,13 +84,19 @@ pub async fn extend_machines(context: &Context) {
     if !covers(&lease, context.seams.clock.boottime(), index) {
         return;
     }
+    let mut renewals = JoinSet::new();
     for machine in exclusive {
         let placement = records.get(&machine.id).and_then(|record| record.placement);
-        let mine = placement.is_some_and(|p| p.node == context.me && p.epoch == machine.epoch);
-        if mine && let Err(error) = context.runtime.renew(machine.id, deadline, true).await {
-            tracing::warn!(machine = %machine.id.short(), reason = %error, "its lease was not passed on");
+        if placement.is_some_and(|p| p.node == context.me && p.epoch == machine.epoch) {
+            let runtime = context.runtime.clone();
+            renewals.spawn(async move {
+                if let Err(error) = runtime.renew(machine.id, deadline, true).await {
+                    tracing::warn!(machine = %machine.id.short(), reason = %error, "its lease was not passed on");
+                }
+            });
         }
     }
+    while renewals.join_next().await.is_some() {}
 }
 
 /// What this daemon has said about its absence; held while it says more.

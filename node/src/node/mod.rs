@@ -13,6 +13,7 @@ pub mod daemon;
 pub mod dir;
 pub mod failures;
 pub mod founding;
+mod guard;
 pub mod lease;
 pub mod local_token;
 pub mod operations;
@@ -272,6 +273,7 @@ impl Node {
         tasks.spawn(reconcile::driver::run(context.clone()));
         tasks.spawn(caretaker::driver::run(context.clone()));
         tasks.spawn(lease::run(context.clone()));
+        tasks.spawn(guard::run(context.clone()));
         tasks.spawn(room::driver::run(context.clone()));
         tasks.spawn(chores::tell(context.clone()));
         tasks.spawn(chores::follow_trust(context.clone()));

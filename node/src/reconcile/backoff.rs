@@ -10,7 +10,7 @@ use std::time::Duration;
 use fabric::ids::MachineId;
 use fabric::model::Restart;
 
-use super::{Local, Phase};
+use super::Local;
 use crate::runtime::limits::BACKOFF_FIRST;
 use crate::runtime::policy::{self, Next};
 
@@ -34,7 +34,7 @@ pub type Retries = BTreeMap<MachineId, Retry>;
 /// supervisor was killed.
 pub fn look(retries: &mut Retries, now: Duration, locals: &BTreeMap<MachineId, Local>, lost: &BTreeSet<MachineId>) {
     retries.retain(|id, retry| {
-        let up = locals.get(id).is_some_and(|local| matches!(local.phase, Phase::Up | Phase::Frozen));
+        let up = locals.get(id).is_some_and(|local| local.runs());
         let ran = retry.started.map_or(Duration::ZERO, |since| now.saturating_sub(since));
         lost.contains(id) || (up && ran < crate::runtime::limits::BACKOFF_RESET)
     });
@@ -71,6 +71,7 @@ pub fn waiting(retries: &Retries, now: Duration) -> (BTreeSet<MachineId>, Option
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reconcile::Phase;
     use crate::runtime::limits::{BACKOFF_MAX, BACKOFF_RESET};
 
     const ID: MachineId = MachineId([1; 16]);

@@ -105,8 +105,9 @@ async fn changed<T>(watched: &mut watch::Receiver<T>) {
 fn local(observed: &Observed) -> Local {
     use fabric::model::MachineState::{Exited, Failed, Frozen};
     let phase = match observed.status.state {
+        _ if observed.image.is_none() && observed.is_up() => Phase::Unrecorded,
         Frozen => Phase::Frozen,
-        _ if observed.image.is_none() && !observed.is_up() => Phase::Damaged,
+        _ if observed.image.is_none() => Phase::Damaged,
         Failed if observed.lost => Phase::Lost,
         Exited | Failed => Phase::Ended,
         _ if observed.is_up() => Phase::Up,

@@ -36,6 +36,8 @@ pub enum Phase {
     Lost,
     /// Down, and its launch record is damaged: of which epoch its disk is cannot be told.
     Damaged,
+    /// Its supervisor lives, and its launch record is damaged: of which epoch it is cannot be told.
+    Unrecorded,
 }
 
 /// A machine as the runtime found it on this node.
@@ -129,7 +131,7 @@ fn one(facts: &Facts<'_>, id: MachineId) -> Option<Action> {
 
 impl Local {
     fn runs(self) -> bool {
-        matches!(self.phase, Phase::Up | Phase::Frozen)
+        matches!(self.phase, Phase::Up | Phase::Frozen | Phase::Unrecorded)
     }
     fn stale(self, epoch: u64) -> bool {
         self.runs() && self.epoch <= epoch
@@ -149,12 +151,11 @@ fn own(facts: &Facts<'_>, record: &MachineRecord, placement: &Placement, local: 
     match (local, record.desired) {
         (Some(Local { phase: Phase::Damaged, .. }), _) => {
             // It stays as it is, unless a move brings the machine's disk: this one is an old copy then, and is kept aside.
-            let brought = !placement.confirmed && placement.previous.is_some_and(|previous| previous.node != facts.me);
             let take = match record.desired {
                 Desired::Stopped => Action::Confirm(id, placement.epoch),
                 _ => Action::Start { machine: id, epoch: placement.epoch, clean: false },
             };
-            (brought && !placement.fresh && may_try).then_some(take)
+            (brought(facts, placement) && !placement.fresh && may_try).then_some(take)
         }
         (Some(local), Desired::Stopped) if local.runs() => Some(Action::Stop(id)),
         // A stopped machine is settled too: whoever waits for a move or a placement learns it.
@@ -168,6 +169,11 @@ fn own(facts: &Facts<'_>, record: &MachineRecord, placement: &Placement, local: 
     }
 }
 
+/// A move from elsewhere brings the machine here: what lies here already is an old copy.
+fn brought(facts: &Facts<'_>, placement: &Placement) -> bool {
+    !placement.confirmed && placement.previous.is_some_and(|previous| previous.node != facts.me)
+}
+
 /// A machine that is to run here, and has a disk here.
 fn kept(
     facts: &Facts<'_>,
@@ -179,6 +185,10 @@ fn kept(
     let id = record.id;
     let may_start = leased && !facts.room.full && record.not_before_ms <= facts.now_ms;
     let start = |clean| may_start.then_some(Action::Start { machine: id, epoch: placement.epoch, clean });
+    if local.phase == Phase::Unrecorded {
+        // It goes on: what is not known of it is no reason to stop it.
+        return brought(facts, placement).then_some(Action::Stop(id));
+    }
     if local.epoch < placement.epoch {
         return if local.runs() { Some(Action::Stop(id)) } else { start(placement.fresh) };
     }

@@ -9,7 +9,7 @@ use fabric::ids::MachineId;
 use fabric::model::{MachineRecord, Publish};
 use netvirt::proxy::{Proxy, ProxyConfig, ProxyError};
 
-use super::{Local, Phase};
+use super::Local;
 use crate::node::context::Context;
 use crate::node::failures::words;
 
@@ -34,7 +34,7 @@ impl Published {
         let mut wanted = BTreeMap::new();
         for (id, record) in records {
             let mine = record.placement.is_some_and(|placement| placement.node == self.context.me);
-            let up = locals.get(id).is_some_and(|local| matches!(local.phase, Phase::Up | Phase::Frozen));
+            let up = locals.get(id).is_some_and(|local| local.runs());
             if mine && up {
                 wanted.extend(record.spec.publish.iter().map(|port| ((*id, port.host_port, port.ip), *port)));
             }

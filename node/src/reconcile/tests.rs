@@ -167,6 +167,26 @@ fn a_disk_of_unknown_age_is_neither_started_nor_taken_for_a_new_one() {
 }
 
 #[test]
+fn what_runs_goes_on_though_its_launch_record_is_damaged() {
+    let up = Some(local(0, Phase::Unrecorded));
+    for confirmed in [false, true] {
+        for restarts in [0, 3] {
+            let mine = MachineRecord { restarts, ..record(Some(Placement { confirmed, ..placed(ME, 3) })) };
+            assert_eq!(decided(Some(mine.clone()), up, true), []);
+            assert_eq!(decided(Some(mine), up, false), []);
+        }
+    }
+    assert_eq!(decided(None, up, true), [Action::Ask(ID)]);
+    // What a record asks for is done all the same, and another's machine does not run here.
+    let wanted = |desired| MachineRecord { desired, ..record(Some(placed(ME, 3))) };
+    assert_eq!(decided(Some(wanted(Desired::Stopped)), up, true), [Action::Stop(ID)]);
+    assert_eq!(decided(Some(wanted(Desired::Deleted)), up, true), [Action::Destroy(ID, 3)]);
+    assert_eq!(decided(Some(record(Some(placed(OTHER, 3)))), up, true), [Action::Stop(ID)]);
+    let brought = Placement { confirmed: false, previous: previous(OTHER, 2), ..placed(ME, 3) };
+    assert_eq!(decided(Some(record(Some(brought))), up, true), [Action::Stop(ID)]);
+}
+
+#[test]
 fn on_a_full_disk_nothing_starts_and_who_filled_it_stops() {
     let (mine, start) = (record(Some(placed(ME, 1))), Action::Start { machine: ID, epoch: 1, clean: false });
     let full = Room { full: true, held: BTreeSet::new() };

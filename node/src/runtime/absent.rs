@@ -60,6 +60,9 @@ impl Runtime for NoMachines {
     async fn shorten(&self, id: MachineId, _: Duration) -> Result<(), RuntimeError> {
         Err(RuntimeError::NotFound(id))
     }
+    async fn fence(&self, id: MachineId) -> Result<bool, RuntimeError> {
+        Err(RuntimeError::NotFound(id))
+    }
     async fn status(&self, id: MachineId) -> Result<MachineStatus, RuntimeError> {
         Err(RuntimeError::NotFound(id))
     }

@@ -44,6 +44,8 @@ pub enum Request {
         /// On `CLOCK_BOOTTIME`.
         deadline: Duration,
     },
+    /// Write the launch record again: the one on the disk is damaged.
+    Record,
     /// An unconnected TCP socket of the machine's network namespace, passed along with `ok`.
     Socket {
         /// IPv6 instead of IPv4.
@@ -61,6 +63,7 @@ impl fmt::Display for Request {
             Request::Thaw => f.write_str("thaw"),
             Request::Renew { deadline, thaw } => write!(f, "renew {} {}", nanos(*deadline), u8::from(*thaw)),
             Request::Shorten { deadline } => write!(f, "shorten {}", nanos(*deadline)),
+            Request::Record => f.write_str("record"),
             Request::Socket { v6 } => write!(f, "socket {}", if *v6 { 6 } else { 4 }),
         }
     }
@@ -81,6 +84,7 @@ impl FromStr for Request {
             "watch" => Request::Watch,
             "freeze" => Request::Freeze,
             "thaw" => Request::Thaw,
+            "record" => Request::Record,
             "stop" => {
                 let signal = i32::try_from(number("signal")?).unwrap_or(0);
                 if !(1..=64).contains(&signal) {
@@ -241,6 +245,7 @@ mod tests {
             Request::Stop { signal: 15, grace: second },
             Request::Freeze,
             Request::Thaw,
+            Request::Record,
             Request::Renew { deadline: second, thaw: true },
             Request::Shorten { deadline: second },
             Request::Socket { v6: true },

@@ -248,10 +248,11 @@ pub trait Runtime: Send + Sync + Debug {
     /// at another epoch.
     async fn start(&self, launch: &Launch) -> Result<(), RuntimeError>;
 
-    /// SIGTERM, and SIGKILL after `grace` (at once when it is frozen). Returns when nothing of it runs.
+    /// SIGTERM, and SIGKILL after `grace` (at once when it is frozen). Returns when nothing of it runs. A supervisor that
+    /// does not answer is killed, and its machine with it.
     ///
     /// # Errors
-    /// When the supervisor does not answer.
+    /// When something of it is still there after that.
     async fn stop(&self, id: MachineId, grace: Duration) -> Result<(), RuntimeError>;
 
     /// Kills what runs and removes everything.
@@ -291,6 +292,13 @@ pub trait Runtime: Send + Sync + Debug {
     /// # Errors
     /// When it is not up, not exclusive, or its supervisor is of a version that cannot: it keeps its deadline then.
     async fn shorten(&self, id: MachineId, deadline: Duration) -> Result<(), RuntimeError>;
+
+    /// Kills the machine together with its supervisor, without asking it; spares one that is held while the kernel says that
+    /// nothing of it runs. Does not wait for its end. Gives whether it was killed.
+    ///
+    /// # Errors
+    /// [`RuntimeError::NotFound`].
+    async fn fence(&self, id: MachineId) -> Result<bool, RuntimeError>;
 
     /// What it is doing, with its use of CPU and memory now.
     ///

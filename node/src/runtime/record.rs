@@ -15,6 +15,9 @@
 //! The record says of which epoch the writable layer is. So it is on the disk before there is a layer, and before every
 //! start: a layer without a good record is of unknown age, and neither started nor taken for a new one.
 
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
 use std::time::Duration;
 
 use fabric::ids::{Digest, MachineId};
@@ -47,6 +50,20 @@ pub const PID: &str = "supervisor.pid";
 pub const ERRORS: &str = "supervisor.err";
 /// The last status.
 pub const ENDED: &str = "ended";
+
+/// Replaces a file of a machine's directory, durably.
+///
+/// # Errors
+/// When the disk refuses; the file is the old one or the new one then.
+#[expect(clippy::disallowed_methods, reason = "machines' directories hold mounts and sockets: no seam fits them")]
+pub fn replace(dir: &Path, name: &str, content: &[u8]) -> io::Result<()> {
+    let temporary = dir.join(format!("{name}.tmp"));
+    let mut file = fs::File::create(&temporary)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&temporary, dir.join(name))?;
+    fs::File::open(dir)?.sync_all()
+}
 
 /// A launch as it is kept in the machine's directory.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]

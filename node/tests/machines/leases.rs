@@ -5,6 +5,8 @@ use std::time::Duration;
 use fabric::ids::MachineId;
 use fabric::limits::{LEASE_FREEZE_MARGIN, LEASE_KILL_MARGIN};
 use fabric::model::MachineState;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use smartnode::runtime::{Launch, Observed, Runtime, RuntimeError};
 
 use crate::world::{World, boottime, until};
@@ -126,6 +128,35 @@ async fn a_deadline_that_is_taken_back_is_kept() {
     assert!(observed(&world, id).await.frozen.by_lease);
     world.runtime.renew(id, boottime() + Duration::from_secs(9), true).await.unwrap();
     world.expect(id, MachineState::Running).await;
+}
+
+#[tokio::test]
+#[ignore = "needs root and namespaces"]
+async fn a_machine_whose_supervisor_hangs_is_fenced_and_stopped_all_the_same() {
+    let world = World::new();
+    let hang = |id| kill(Pid::from_raw(world.supervisor(id)), Signal::SIGSTOP).unwrap();
+    let id = world.start(&exclusive(&world, Duration::from_secs(3))).await;
+    hang(id);
+    let deadline = observed(&world, id).await.lease_deadline.unwrap();
+    until("the lease is over and it still beats", async || {
+        beats(&world, id).last().is_some_and(|beat| *beat > deadline.as_secs_f64())
+    })
+    .await;
+    assert!(world.runtime.fence(id).await.unwrap());
+    assert!(world.expect(id, MachineState::Failed).await.reason.unwrap().contains("supervisor was killed"));
+    assert!(observed(&world, id).await.lost);
+    until("no process is left", async || world.processes().is_empty()).await;
+    assert!(!world.runtime.fence(id).await.unwrap(), "it is down");
+
+    // One that the kernel holds is spared, and stopping what hangs ends it.
+    let id = world.start(&exclusive(&world, Duration::from_secs(60))).await;
+    world.runtime.freeze(id).await.unwrap();
+    hang(id);
+    assert!(!world.runtime.fence(id).await.unwrap());
+    world.runtime.stop(id, Duration::ZERO).await.unwrap();
+    assert!(!observed(&world, id).await.is_up());
+    until("no process is left", async || world.processes().is_empty()).await;
+    assert_eq!(world.groups(), Default::default());
 }
 
 #[tokio::test]

@@ -39,6 +39,21 @@ async fn a_new_daemon_adopts_what_runs() {
 
 #[tokio::test]
 #[ignore = "needs root and namespaces"]
+async fn a_launch_record_that_rots_under_a_running_machine_is_written_again() {
+    let world = World::new();
+    let id = world.start(&world.script(1, "sleep 4321")).await;
+    let before = world.runtime.list().await.unwrap();
+    let record = world.dir(id).join("launch");
+    let whole = std::fs::read(&record).unwrap();
+    std::fs::write(&record, b"rot").unwrap();
+    let found = world.new_daemon().list().await.unwrap();
+    assert_eq!((found[0].epoch, found[0].image), (1, before[0].image));
+    assert!(found[0].is_up());
+    assert_eq!(std::fs::read(&record).unwrap(), whole);
+}
+
+#[tokio::test]
+#[ignore = "needs root and namespaces"]
 async fn a_machine_dies_with_its_supervisor() {
     let world = World::new();
     let mut launch = world.script(1, "sleep 4321");

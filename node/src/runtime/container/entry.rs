@@ -12,14 +12,18 @@ use fabric::model::{MachineState, MachineStatus};
 use tokio::sync::{OnceCell, watch};
 use tokio::time::timeout;
 
-use super::client::{Feed, dial};
+use super::client::{Feed, ask, dial};
 use super::{io_error, machine_dir};
 use crate::runtime::cgroup::{Host, Usage};
 use crate::runtime::limits::{CONTROL_TIMEOUT, KILL_TIMEOUT};
-use crate::runtime::line::StatusLine;
+use crate::runtime::line::{Request, StatusLine};
 use crate::runtime::process::Process;
 use crate::runtime::record::{ENDED, LAUNCH, LaunchRecord, PID, UPPER};
 use crate::runtime::{Observed, RuntimeError};
+
+/// What is said of a machine that runs while nobody can read its launch record.
+const UNRECORDED: &str =
+    "its launch record is missing or damaged: it runs on, and is not started again once it has ended";
 
 /// What was last seen of a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -238,9 +242,14 @@ impl Shared {
     }
 
     async fn adopt_one(self: &Arc<Self>, id: MachineId) {
-        let record = fs::read(self.dir(id).join(LAUNCH)).ok();
-        let launch = record.and_then(|bytes| fabric::wire::decode::<LaunchRecord>(&bytes).ok());
+        let mut launch = self.launch(id);
         if let Some((feed, line)) = self.reach(id).await {
+            if launch.is_none() {
+                // The supervisor knows it.
+                let asked = ask(&self.dir(id), Request::Record, CONTROL_TIMEOUT).await;
+                launch = self.launch(id);
+                tracing::warn!(machine = ?id, ?asked, mended = launch.is_some(), "its launch record is missing or damaged");
+            }
             self.put(id, launch, Seen { line, up: true, lost: false });
             self.listen(id, feed);
             return;
@@ -264,6 +273,11 @@ impl Shared {
         self.put(id, launch, Seen { line, up: false, lost });
     }
 
+    fn launch(&self, id: MachineId) -> Option<LaunchRecord> {
+        let record = fs::read(self.dir(id).join(LAUNCH)).ok()?;
+        fabric::wire::decode::<LaunchRecord>(&record).ok()
+    }
+
     fn damaged_words(&self, id: MachineId) -> String {
         format!(
             "its launch record is missing or damaged, so the age of its disk is unknown; the disk is kept in {}: machine \
@@ -278,6 +292,27 @@ impl Shared {
         if let Some(process) = self.supervisor(id).filter(|process| process.lives()) {
             let _ = nix::sys::signal::kill(process.nix(), nix::sys::signal::Signal::SIGKILL);
         }
+    }
+
+    /// Kills the supervisor, which takes its machine with it, and whatever is in the machine's group. Whoever listens to the
+    /// supervisor buries what is left.
+    pub fn kill(&self, id: MachineId) {
+        self.end_supervisor(id);
+        self.host.group(&self.prefix, &id.to_string()).kill();
+    }
+
+    /// See [`crate::runtime::Runtime::fence`].
+    pub fn fence(&self, id: MachineId) -> Result<bool, RuntimeError> {
+        let Seen { line, up, .. } = self.seen(id)?;
+        let held = line.frozen.by_lease || line.frozen.by_order;
+        let group = self.host.group(&self.prefix, &id.to_string());
+        // One that waits for its next start is held without a process that could be frozen.
+        let still = || group.processes().is_empty() || group.is_frozen().unwrap_or(false);
+        if !up || (held && still()) {
+            return Ok(false);
+        }
+        self.kill(id);
+        Ok(true)
     }
 
     fn supervisor(&self, id: MachineId) -> Option<Process> {
@@ -321,7 +356,8 @@ impl Shared {
             image: launch.map(|launch| launch.image),
             epoch: launch.map_or(0, |launch| launch.epoch),
             requested_restarts: launch.map_or(0, |launch| launch.requested_restarts),
-            exclusive: launch.is_some_and(|launch| launch.spec.exclusive),
+            // Supervisors of exclusive machines alone have a deadline.
+            exclusive: launch.map_or(line.deadline.is_some(), |launch| launch.spec.exclusive),
             frozen: line.frozen,
             lease_deadline: line.deadline,
             lost,
@@ -333,16 +369,18 @@ impl Shared {
     pub fn status(&self, id: MachineId) -> Result<MachineStatus, RuntimeError> {
         let Seen { line, up, .. } = self.seen(id)?;
         let group = self.host.group(&self.prefix, &id.to_string());
+        let epoch = self.epoch(id);
+        let unrecorded = || (up && epoch.is_none()).then(|| UNRECORDED.to_owned());
         let usage = if up { group.usage() } else { Usage::default() };
         Ok(MachineStatus {
             id,
-            epoch: self.epoch(id).unwrap_or(0),
+            epoch: epoch.unwrap_or(0),
             state: line.shown_state(),
             pid: line.pid,
             started_ms: line.started_ms,
             restarts: line.restarts,
             exit_code: line.exit_code,
-            reason: line.reason,
+            reason: line.reason.or_else(unrecorded),
             cpu_micros: usage.cpu_micros,
             memory_bytes: usage.memory_bytes,
             memory_floor: self.host.memory_floor().to_owned(),

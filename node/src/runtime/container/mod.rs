@@ -13,7 +13,7 @@ mod sweep;
 mod usage;
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -114,7 +114,10 @@ impl ContainerRuntime {
         let id = record.id;
         let _ = fs::remove_file(self.shared.dir(id).join(ENDED));
         // Known as up before anything of it exists: a sweep must not take its control group for a left-over.
-        let seen = self.shared.insert(record, StatusLine::down(MachineState::Preparing, None), true);
+        // Nor may it be without a deadline before its supervisor has said a word.
+        let deadline = record.lease_deadline_ns.map(Duration::from_nanos);
+        let line = StatusLine { deadline, ..StatusLine::down(MachineState::Preparing, None) };
+        let seen = self.shared.insert(record, line, true);
         match self.spawn_supervisor(id).await {
             Ok(feed) => Shared::listen(&self.shared, id, feed),
             Err(error) => {
@@ -169,14 +172,24 @@ impl ContainerRuntime {
             match self.ask(id, Request::Stop { signal, grace }, "stop", patience).await {
                 // Gone in between: what is left is waited for below.
                 Ok(_) | Err(RuntimeError::Io { .. } | RuntimeError::State { .. }) => {}
+                Err(RuntimeError::Timeout { .. }) => self.kill_hung(id),
                 Err(error) => return Err(error),
             }
-            let gone = timeout(KILL_TIMEOUT, watching.wait_for(|seen| !seen.up)).await;
-            if gone.is_err() {
-                return Err(RuntimeError::Timeout { id, what: "stop", after: KILL_TIMEOUT });
+            if timeout(KILL_TIMEOUT, watching.wait_for(|seen| !seen.up)).await.is_ok() {
+                return Ok(());
+            }
+            self.kill_hung(id);
+            if timeout(KILL_TIMEOUT, watching.wait_for(|seen| !seen.up)).await.is_err() {
+                return Err(RuntimeError::Timeout { id, what: "stop", after: patience + KILL_TIMEOUT });
             }
         }
         Ok(())
+    }
+
+    /// Its supervisor hangs: it does not end the machine, so the two end together.
+    fn kill_hung(&self, id: MachineId) {
+        tracing::warn!(machine = %id.short(), "its supervisor does not answer and is killed, the machine with it");
+        self.shared.kill(id);
     }
 
     /// A machine that has ended by itself is up until its supervisor has cleared away.
@@ -211,12 +224,7 @@ impl ContainerRuntime {
 
 /// Replaces a file of a machine's directory; the file and the directory are on the disk when this returns.
 fn write_durably(dir: &Path, name: &str, content: &[u8]) -> io::Result<()> {
-    let temporary = dir.join(format!("{name}.tmp"));
-    let mut file = fs::File::create(&temporary)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&temporary, dir.join(name))?;
-    fs::File::open(dir)?.sync_all()?;
+    super::record::replace(dir, name, content)?;
     dir.parent().map_or(Ok(()), |machines| fs::File::open(machines)?.sync_all())
 }
 
@@ -323,6 +331,11 @@ impl Runtime for ContainerRuntime {
         self.ask(id, Request::Shorten { deadline }, "shorten", CONTROL_TIMEOUT).await?;
         self.shared.set_deadline(id, |held| held.min(deadline));
         Ok(())
+    }
+
+    async fn fence(&self, id: MachineId) -> Result<bool, RuntimeError> {
+        self.shared.adopt().await?;
+        self.shared.fence(id)
     }
 
     async fn status(&self, id: MachineId) -> Result<MachineStatus, RuntimeError> {

@@ -27,7 +27,7 @@ use crate::runtime::limits::{BACKOFF_FIRST, FREEZE_RECHECK, FREEZE_TIMEOUT, KILL
 use crate::runtime::line::{Request, StatusLine};
 use crate::runtime::policy::{self, Next};
 use crate::runtime::process::Process;
-use crate::runtime::record::{ENDED, LAUNCH, LaunchRecord, PID, SOCKET};
+use crate::runtime::record::{self, ENDED, LAUNCH, LaunchRecord, PID, SOCKET};
 use crate::runtime::{rootfs, sys};
 
 /// Grace when the supervisor itself is asked to end: the host shuts down.
@@ -455,6 +455,11 @@ impl Supervisor {
                 let held = self.status.deadline;
                 self.status.deadline = held.map(|held| held.min(deadline));
                 self.connections[at].say(if held.is_some() { "ok" } else { "err it is not exclusive" });
+            }
+            Request::Record => {
+                let written = record::replace(Path::new("."), LAUNCH, &fabric::wire::encode(&self.launch));
+                let answer = written.map_or_else(|error| format!("err {error}"), |()| "ok".into());
+                self.connections[at].say(&answer);
             }
             Request::Socket { v6 } => self.give_socket(at, v6),
         }
