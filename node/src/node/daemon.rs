@@ -366,7 +366,7 @@ fn not_started(error: &StartError, data_dir: &Path) -> CliError {
             "its stamps must grow, and follow the clock: if this host's clock is right (date), rm {} and: smartnode start",
             data_dir.join("boot").display()
         )),
-        // Without the notes a machine could be started here that another node has taken: the ledger must have settled it.
+        // Without the notes a machine could be started here that another node has taken: it must be settled first.
         StartError::Moves(_) => CliError::of(Exit::Failed, error).hint(format!(
             "when no machine is moving from this node any more (on another one: smartnode machine list), \
              rm {} and: smartnode start",

@@ -43,8 +43,8 @@ type Subject = (Option<Name>, String);
 
 impl State {
     /// Keys are the clients' own, so one client's key must not answer another's request. Operators are one client, at
-    /// whichever voter they ask: who repeats a request elsewhere, since the first node died, must not do it twice. What a
-    /// worker calls itself is its own word, so its keys are bound to the node.
+    /// whichever voter they ask: who repeats a request elsewhere, since the first node died, must not do it twice.
+    /// What a worker calls itself is its own word, so its keys are bound to the node.
     fn scoped(&self, envelope: &Envelope, key: IdempotencyKey) -> IdempotencyKey {
         let actor = &envelope.actor;
         let role = self.nodes.get(&actor.node).map(|node| node.role);
