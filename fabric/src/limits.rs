@@ -4,6 +4,8 @@ use std::time::Duration;
 
 /// Longest name of a tenant, machine, node, image or network (an RFC 1123 label).
 pub const NAME_BYTES_MAX: usize = 63;
+/// Longest name of a zone.
+pub const ZONE_BYTES_MAX: usize = 63;
 /// Most labels on one object.
 pub const LABELS_MAX: usize = 32;
 /// Longest label key.

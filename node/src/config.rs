@@ -276,13 +276,10 @@ impl NodeOptions {
         if let Some(address) = self.advertise.filter(|address| address.ip().is_unspecified() || address.port() == 0) {
             return invalid("advertise", format!("peers cannot reach {address}"));
         }
-        if let Some(zone) = self.zone.as_deref().filter(|zone| zone.len() > 63 || zone.chars().any(char::is_control)) {
-            return invalid("zone", format!("{zone:?} has more than 63 bytes or characters that do not print"));
-        }
-        match self.labels.as_ref().map(check::labels) {
-            Some(Err(error)) => invalid("labels", error.to_string()),
-            _ => Ok(()),
-        }
+        // The ledger's own checks: what it refuses must not get into a data directory.
+        let zone = self.zone.as_deref().map_or(Ok(()), check::zone);
+        let checked = zone.and_then(|()| self.labels.as_ref().map_or(Ok(()), check::labels));
+        checked.or_else(|error| invalid(error.field, format!("{}: {}", error.value, error.rule)))
     }
 }
 
@@ -320,7 +317,7 @@ mod tests {
 
     #[test]
     fn what_cannot_work_is_refused() {
-        for bad in ["advertise = \"0.0.0.0:7420\"", "labels = { \"a b\" = \"c\" }"] {
+        for bad in ["advertise = \"0.0.0.0:7420\"", "labels = { \"a b\" = \"c\" }", "zone = \"rack 1\""] {
             assert!(merge(NodeArgs::default(), bad).is_err(), "{bad}");
         }
         let long = format!("data_dir = \"/{}\"", "x".repeat(120));

@@ -6,8 +6,6 @@ use std::time::Duration;
 pub const SUBJECT_BYTES_MAX: usize = 128;
 /// Longest reason that a command may carry, in bytes; the rest is cut.
 pub const REASON_BYTES_MAX: usize = 512;
-/// Longest name of a zone.
-pub const ZONE_BYTES_MAX: usize = 63;
 /// Trusted cluster CAs at once: the current one and those being rotated in or out.
 pub const CAS_MAX: usize = 8;
 /// Bytes of one CA certificate or key.

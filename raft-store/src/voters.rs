@@ -240,6 +240,10 @@ pub struct Tolerance {
 
 /// The fault tolerance of voters `(name, alive)` in a cluster of `nodes` voter-role nodes.
 pub fn tolerance(voters: &[(String, bool)], nodes: usize) -> Tolerance {
+    if voters.is_empty() {
+        let words = "this node does not know yet which nodes are its cluster's voters".into();
+        return Tolerance { failures: None, words };
+    }
     let majority = voters.len() / 2 + 1;
     let (up, down): (Vec<_>, Vec<_>) = voters.iter().partition(|(_, alive)| *alive);
     let names = |list: &[&(String, bool)], last: &str| {

@@ -1,5 +1,7 @@
 //! Limits on what a user or peer may ask for. Pure; the same checks guard the API and the state machine.
 
+use std::net::IpAddr;
+
 use thiserror::Error;
 
 use super::{Labels, MachineSpec};
@@ -29,6 +31,22 @@ fn at_most(field: &'static str, have: usize, max: usize, what: &str) -> Result<(
     }
 }
 
+/// What names in files, paths and selectors are made of.
+fn plain(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-_./".contains(&byte)
+}
+
+/// A failure domain; an empty one is none.
+///
+/// # Errors
+/// When it is too long or has other characters than a label's key.
+pub fn zone(zone: &str) -> Result<(), Invalid> {
+    if zone.len() <= ZONE_BYTES_MAX && zone.bytes().all(plain) {
+        return Ok(());
+    }
+    Err(invalid("zone", format!("{zone:?}"), "a zone has at most 63 of A-Z, a-z, 0-9, -, _, . and /"))
+}
+
 /// Labels: how many, how long, and of what characters.
 ///
 /// # Errors
@@ -36,7 +54,6 @@ fn at_most(field: &'static str, have: usize, max: usize, what: &str) -> Result<(
 pub fn labels(labels: &Labels) -> Result<(), Invalid> {
     at_most("labels", labels.len(), LABELS_MAX, "labels")?;
     for (key, value) in labels {
-        let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_./".contains(&b);
         if key.is_empty() || key.len() > LABEL_KEY_BYTES_MAX || !key.bytes().all(plain) {
             return Err(invalid("labels", format!("{key:?}"), "a key has 1 to 63 of A-Z, a-z, 0-9, -, _, . and /"));
         }
@@ -71,12 +88,22 @@ pub fn spec(spec: &MachineSpec) -> Result<(), Invalid> {
                 "ports are 1 to 65535",
             ));
         }
-        let same = |other: &super::Publish| other.host_port == port.host_port && other.ip == port.ip;
+        let same = |other: &super::Publish| other.host_port == port.host_port && share_address(other.ip, port.ip);
         if spec.publish[..at].iter().any(same) {
-            return Err(invalid("publish", port.host_port, "a port is published once"));
+            let rule = "a port is published once at an address; none, 0.0.0.0 and :: mean all of them";
+            return Err(invalid("publish", port.host_port, rule));
         }
     }
     Ok(())
+}
+
+/// Whether published ports of one number meet at these addresses of a host. None and the unspecified addresses mean all.
+pub fn share_address(one: Option<IpAddr>, other: Option<IpAddr>) -> bool {
+    let named = |ip: Option<IpAddr>| ip.map(|ip| ip.to_canonical()).filter(|ip| !ip.is_unspecified());
+    match (named(one), named(other)) {
+        (Some(one), Some(other)) => one == other,
+        _ => true,
+    }
 }
 
 fn texts(field: &'static str, items: &[String], max: usize, bytes_max: usize) -> Result<(), Invalid> {
@@ -168,6 +195,37 @@ mod tests {
             let mut broken = good();
             break_it(&mut broken);
             assert_eq!(spec(&broken).unwrap_err().field, field);
+        }
+    }
+
+    #[test]
+    fn a_port_is_published_once_at_an_address() {
+        let at = |ip: &str| (!ip.is_empty()).then(|| ip.parse().unwrap());
+        for (one, other, meet) in [
+            ("", "", true),
+            ("", "10.0.0.1", true),
+            ("0.0.0.0", "10.0.0.1", true),
+            ("10.0.0.1", "::", true),
+            ("0.0.0.0", "::", true),
+            ("::ffff:0.0.0.0", "10.0.0.1", true),
+            ("::ffff:10.0.0.1", "10.0.0.1", true),
+            ("10.0.0.1", "10.0.0.2", false),
+            ("10.0.0.1", "::1", false),
+        ] {
+            assert_eq!(share_address(at(one), at(other)), meet, "{one} and {other}");
+            let port = |ip| super::super::Publish { ip, host_port: 8080, machine_port: 80 };
+            let twice = MachineSpec { publish: vec![port(at(one)), port(at(other))], ..good() };
+            assert_eq!(spec(&twice).is_err(), meet, "{one} and {other} of one machine");
+        }
+    }
+
+    #[test]
+    fn a_zone_is_a_plain_word() {
+        let long = "z".repeat(64);
+        for (text, good) in
+            [("", true), ("eu-1/rack_2.b", true), ("rack 1", false), ("zürich", false), (long.as_str(), false)]
+        {
+            assert_eq!(zone(text).is_ok(), good, "{text:?}");
         }
     }
 }

@@ -52,9 +52,9 @@ pub fn admin_client_tls(clock: Arc<dyn crate::seams::Clock>, cas: crate::identit
 pub enum Class {
     /// Membership, gossip, Raft, requests: small and urgent. No streams.
     Control,
-    /// Images and moves: large and patient.
+    /// Images and moves, from asking for one to its data: large, patient, and over some day.
     Bulk,
-    /// Logs, programs, forwarded ports, how a move goes: open as long as somebody looks.
+    /// Logs, programs, forwarded ports: open as long as somebody looks, so nothing that must get on may wait for them.
     Session,
 }
 

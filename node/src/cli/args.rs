@@ -80,7 +80,7 @@ pub struct Global {
     /// Do not ask before something is destroyed
     #[arg(short, long, global = true)]
     pub yes: bool,
-    /// Check everything, change nothing
+    /// Check everything, change nothing; what cannot be rehearsed (init, join, start, exec, forward, demo) refuses it
     #[arg(long, global = true)]
     pub dry_run: bool,
 }

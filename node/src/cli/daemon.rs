@@ -18,7 +18,7 @@ use super::args::{Global, NodeRun};
 use super::error::{CliError, Exit};
 use super::logfile::{self, LOG_FILE, LogFile};
 use super::progress::Progress;
-use super::session::own_token;
+use super::session::{is_used, own_token};
 use crate::api::client::{Address, Client};
 use crate::api::types::Status;
 use crate::config::{LogFormat, NodeOptions, Start};
@@ -70,6 +70,10 @@ fn log(format: LogFormat, file: Option<LogFile>) {
 
 /// Runs the same command again without `--detach`, and waits until it is ready.
 fn detach(global: &Global, options: &NodeOptions, start: &Start) -> Result<(), CliError> {
+    // The daemon that is there would answer for the one that cannot begin.
+    if is_used(&options.data_dir) {
+        return Err(CliError::in_use(&options.data_dir));
+    }
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&options.data_dir)?;
     let log = options.data_dir.join(LOG_FILE);
     let mut file = logfile::open(&log)?;
@@ -178,7 +182,25 @@ fn tail(log: &Path, begin: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::arguments_of_the_daemon;
+    use clap::Parser;
+
+    use super::super::{Cli, Exit};
+    use super::*;
+
+    #[test]
+    fn no_daemon_begins_in_the_background_where_another_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = std::fs::File::create(directory.path().join(crate::config::LOCK_FILE)).unwrap();
+        let lock = nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).unwrap();
+        let cli = Cli::try_parse_from(["smartnode", "version"]).unwrap();
+        let place = crate::config::PlaceArgs { data_dir: Some(directory.path().into()), config: None };
+        let options = NodeOptions::resolve(&place, crate::config::NodeArgs::default()).unwrap();
+        let error = detach(&cli.global, &options, &Start::Start).unwrap_err();
+        assert_eq!(error.exit, Exit::Conflict, "{error}");
+        assert!(!directory.path().join(LOG_FILE).exists(), "nothing was begun");
+        drop(lock);
+        assert!(!is_used(directory.path()));
+    }
 
     #[test]
     fn the_background_process_shows_no_token() {

@@ -1,6 +1,7 @@
 //! What a command ends with.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 use crate::api::failure::{Class, Failure};
@@ -79,6 +80,12 @@ impl CliError {
             source = inner.source();
         }
         CliError::new(exit, cause)
+    }
+
+    /// Another daemon has the data directory.
+    pub fn in_use(data_dir: &Path) -> Self {
+        CliError::new(Exit::Conflict, format!("another daemon uses the data directory {}", data_dir.display()))
+            .hint("stop it (smartnode stop), or give this one its own --data-dir")
     }
 
     /// Adds the next command to try.

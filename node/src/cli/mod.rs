@@ -28,6 +28,7 @@ use fabric::rpc::BoxFuture;
 
 use crate::config::{NodeOptions, Start};
 
+use args::MachineCommand;
 pub use args::{Cli, Command};
 pub use error::{CliError, Exit};
 pub use logfile::{LOG_FILE, LOG_FILE_OLD};
@@ -59,6 +60,9 @@ pub fn main(daemon: Daemon) -> ExitCode {
 
 /// Which code a command ends with: 0, or that of a program run by `exec`.
 fn dispatch(cli: Cli, daemon: Daemon) -> Result<u8, CliError> {
+    if cli.global.dry_run {
+        can_rehearse(&cli.command)?;
+    }
     match cli.command {
         Command::Init(init) => daemon::run(&cli.global, init.into_node(), daemon).map(|()| 0),
         Command::Join(join) => daemon::run(&cli.global, join.into_node()?, daemon).map(|()| 0),
@@ -78,6 +82,22 @@ fn dispatch(cli: Cli, daemon: Daemon) -> Result<u8, CliError> {
             here(client(session, command))
         }
     }
+}
+
+/// Refuses a dry run of what has none. Nothing may be done by a command that was told to change nothing.
+fn can_rehearse(command: &Command) -> Result<(), CliError> {
+    let name = match command {
+        Command::Init(_) => "init",
+        Command::Join(_) => "join",
+        Command::Start(_) => "start",
+        Command::Demo => "demo",
+        Command::CounterServer { .. } => "counter-server",
+        Command::Machine(MachineCommand::Exec { .. }) => "machine exec",
+        Command::Machine(MachineCommand::Forward { .. }) => "machine forward",
+        _ => return Ok(()),
+    };
+    Err(CliError::new(Exit::Usage, format!("smartnode {name} has no dry run; nothing was done"))
+        .hint(format!("without --dry-run it is done; what it does: smartnode {name} --help")))
 }
 
 /// Runs on this thread.

@@ -67,6 +67,12 @@ pub fn own_token(data_dir: &Path) -> Option<String> {
     read_token(&data_dir.join(TOKEN_FILE)).ok().filter(|token| !token.is_empty())
 }
 
+/// Whether a daemon uses the data directory, where that can be seen.
+pub fn is_used(data_dir: &Path) -> bool {
+    let Ok(file) = std::fs::File::open(data_dir.join(LOCK_FILE)) else { return false };
+    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockSharedNonblock).is_err()
+}
+
 /// The CAs of the named file, or of the node on this host.
 fn cas(named: Option<&Path>, data_dir: &Path) -> Result<Trust, CliError> {
     const HINT: &str = "copy ca.pem from the data directory of one of the cluster's nodes, and name it by --ca";
@@ -141,8 +147,7 @@ impl Session {
         if *self.client.address() != Address::Unix(socket) {
             return true;
         }
-        let Ok(file) = std::fs::File::open(data_dir.join(LOCK_FILE)) else { return true };
-        nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockSharedNonblock).is_ok()
+        !is_used(&data_dir)
     }
 
     /// What is still in the data directory, after its path, where that can be seen from here. Nothing when it is gone.

@@ -111,6 +111,24 @@ fn a_wrong_command_line_names_the_value_and_the_rule() {
 }
 
 #[test]
+fn what_has_no_dry_run_refuses_one() {
+    let judge = |line: &str| super::can_rehearse(&parse(line).unwrap().command);
+    for line in [
+        "init",
+        "join n1 --token sn1-x",
+        "start --detach",
+        "demo",
+        "machine exec web -- true",
+        "machine forward web 80",
+    ] {
+        assert_eq!(judge(line).unwrap_err().exit, Exit::Usage, "{line}");
+    }
+    for line in ["leave", "stop", "node drain n1", "machine move web", "service install", "status"] {
+        assert_eq!(judge(line), Ok(()), "{line}");
+    }
+}
+
+#[test]
 fn global_flags_may_stand_anywhere() {
     let cli = parse("node drain n1 --admin http://127.0.0.1:7421 -q --wait").unwrap();
     assert!(cli.global.quiet && cli.global.wait);

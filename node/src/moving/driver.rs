@@ -81,7 +81,7 @@ pub async fn from_anywhere(
         return run(context, record, to, progress).await;
     }
     let header = wire::encode(&MoveAskV1 { machine: record.id, to });
-    let mut stream = context.transport.open(placement.node, Class::Session, MOVE, header, OPEN_TIMEOUT).await?;
+    let mut stream = context.transport.open(placement.node, Class::Bulk, MOVE, header, OPEN_TIMEOUT).await?;
     loop {
         let news = match serving::read_frame(&mut stream).await {
             Ok(Some(frame)) => {

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use fabric::ids::{MachineId, MoveId};
 use fabric::records;
 use fabric::seams::Disk;
-use fabric::wire;
+use fabric::wire::{self, WireError};
 use rkyv::{Archive, Deserialize, Serialize};
 
 /// Most moves that a node drives at once; each has a line in the note.
@@ -51,8 +51,9 @@ static CHANGING: Mutex<()> = Mutex::new(());
 /// When the disk fails or the note is damaged.
 pub fn load(disk: &dyn Disk, file: &str) -> io::Result<Vec<MarkerV1>> {
     let Some(content) = disk.read(file)? else { return Ok(Vec::new()) };
+    let damaged = |error: WireError| format!("{file} in the data directory is damaged: {error}");
     let markers: MarkersV1 =
-        wire::decode(&content).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        wire::decode(&content).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, damaged(error)))?;
     Ok(markers.markers)
 }
 
@@ -136,7 +137,7 @@ mod tests {
         remove(&disk, OUT, marker).unwrap();
         assert_eq!(load(&disk, OUT).unwrap(), []);
         disk.write(OUT, b"garbage").unwrap();
-        assert!(load(&disk, OUT).is_err());
+        assert!(load(&disk, OUT).unwrap_err().to_string().starts_with("moves-out in the data directory is damaged"));
     }
 
     #[test]

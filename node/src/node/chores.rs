@@ -11,8 +11,8 @@ use fabric::ids::NodeId;
 use fabric::model::{Capacity, Labels, MachineState, NodeRecord, NodeState};
 use fabric::rpc::Rpc;
 use fabric::wire;
-use raft_store::command::{Command, LabelPatch, NodePatch};
-use raft_store::ledger::Ledger;
+use raft_store::command::{Actor, Command, LabelPatch, NodePatch};
+use raft_store::ledger::{Ledger, LedgerError};
 use tokio::sync::watch;
 
 use super::asks::{TOMBSTONES, TombstonesV1};
@@ -38,6 +38,8 @@ const TRUST_TIMEOUT: Duration = Duration::from_secs(2);
 const TRUST_ASKED_MAX: usize = 3;
 /// Between two tries to announce this node's address and capacity.
 const ANNOUNCE_RETRY: Duration = Duration::from_secs(2);
+/// The same after the ledger has refused something.
+const ANNOUNCE_REFUSED: Duration = Duration::from_secs(60);
 
 /// Waits, or returns false because the node stops.
 async fn pause(context: &Context, how_long: Duration) -> bool {
@@ -258,7 +260,21 @@ impl Said {
         self.labels.iter().for_each(|labels| file.labels.clone_from(labels));
     }
 
-    /// What the ledger has otherwise.
+    /// What the ledger has otherwise, each change by itself: one that it refuses must not hold up the others. Where the
+    /// node listens goes first.
+    fn changes(&self, record: &NodeRecord, address: String, capacity: Capacity) -> Vec<NodePatch> {
+        let none = NodePatch::default;
+        let (zone, labels) = self.patch(record);
+        let all = [
+            NodePatch { address: Some(address).filter(|address| *address != record.address), ..none() },
+            NodePatch { capacity: Some(capacity).filter(|capacity| *capacity != record.capacity), ..none() },
+            NodePatch { zone, ..none() },
+            NodePatch { labels, ..none() },
+        ];
+        all.into_iter().filter(|patch| *patch != none()).collect()
+    }
+
+    /// What was said that the ledger has otherwise.
     fn patch(&self, record: &NodeRecord) -> (Option<String>, LabelPatch) {
         let zone = self.zone.clone().filter(|zone| *zone != record.zone);
         let labels = self.labels.as_ref().filter(|labels| **labels != record.labels);
@@ -274,30 +290,36 @@ impl Said {
 /// start.
 pub async fn announce(context: Arc<Context>, said: Said) {
     let mut leased = context.lease.subscribe();
+    let mut told = BTreeSet::new();
     loop {
+        let mut refused = false;
         // A copy of before the restart may lack the absence that this node announced last.
         let current = context.ledger.linearizable().await.is_ok();
         let record = context.ledger.read(|state| state.nodes.get(&context.me).cloned());
         if let Some(record) = record.filter(|_| current) {
-            let (zone, labels) = said.patch(&record);
-            let patch = NodePatch {
-                zone,
-                labels,
-                address: (record.address != context.advertise.to_string()).then(|| context.advertise.to_string()),
-                capacity: (record.capacity != context.offered).then_some(context.offered),
-                ..NodePatch::default()
-            };
             let mut done = true;
-            if patch != NodePatch::default() {
-                let node = context.me;
-                let update = Command::UpdateNode { node, patch: Box::new(patch), expected_revision: None };
-                done &= context.submit(update).await.is_ok();
+            for patch in said.changes(&record, context.advertise.to_string(), context.offered) {
+                let update = Command::UpdateNode { node: context.me, patch: Box::new(patch), expected_revision: None };
+                match context.ledger.write(Actor::fabric(context.me), None, update).await {
+                    Ok(_) => {}
+                    Err(LedgerError::Refused(refusal)) => {
+                        refused = true;
+                        // Each reason once: it is tried again for as long as the node runs.
+                        if told.insert(refusal.message.clone()) {
+                            tracing::warn!(reason = %refusal, "the cluster does not take what this node says of itself");
+                        }
+                    }
+                    Err(_) => done = false,
+                }
             }
             if record.absent_until_ms.is_some() {
                 done &= lease::back(&context).await;
             }
-            if done {
-                return;
+            match (done, refused) {
+                (true, false) => return,
+                // Only time can change that: each try is an entry of the ledger.
+                (true, true) if !pause(&context, ANNOUNCE_REFUSED).await => return,
+                _ => {}
             }
         }
         // A lease may be what is missing.
@@ -409,6 +431,24 @@ mod tests {
         let (zone, patch) = other.patch(&record);
         assert_eq!((zone.as_deref(), patch.set), (Some("b"), labels(&[("disk", "hdd")])));
         assert_eq!(patch.remove.into_iter().collect::<Vec<_>>(), ["old"]);
+    }
+
+    #[test]
+    fn each_change_is_told_by_itself_and_the_address_first() {
+        let record = node_record();
+        let said = Said { zone: Some("b".into()), labels: None };
+        assert_eq!(Said::default().changes(&record, record.address.clone(), record.capacity), []);
+        let capacity = Capacity { cpu_millis: record.capacity.cpu_millis + 1, ..record.capacity };
+        let changes = said.changes(&record, "127.0.0.2:7420".into(), capacity);
+        let none = NodePatch::default;
+        assert_eq!(
+            changes,
+            [
+                NodePatch { address: Some("127.0.0.2:7420".into()), ..none() },
+                NodePatch { capacity: Some(capacity), ..none() },
+                NodePatch { zone: Some("b".into()), ..none() },
+            ]
+        );
     }
 
     fn node_record() -> NodeRecord {

@@ -27,6 +27,7 @@ use crate::cli::{CliError, Exit};
 use crate::config::{CA_FILE, LOCK_FILE, NodeOptions, Start};
 use crate::host::{DiskSpace, Host, Pressure, ThisHost};
 use crate::images::service::ImageStore;
+use crate::moving::marker;
 use crate::runtime::Runtime;
 use crate::runtime::absent::NoMachines;
 use crate::runtime::container::{ContainerConfig, ContainerRuntime};
@@ -297,10 +298,7 @@ fn try_ports(options: &NodeOptions) -> Result<(), CliError> {
 fn lock(data_dir: &Path) -> Result<Flock<std::fs::File>, CliError> {
     let path = data_dir.join(LOCK_FILE);
     let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path)?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| {
-        CliError::new(Exit::Conflict, format!("another daemon uses the data directory {}", data_dir.display()))
-            .hint("stop it (smartnode stop), or give this one its own --data-dir")
-    })
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| CliError::in_use(data_dir))
 }
 
 /// Files of the data directory that open the cluster or this node to whoever reads them.
@@ -367,6 +365,12 @@ fn not_started(error: &StartError, data_dir: &Path) -> CliError {
         StartError::Boot(_) => CliError::of(Exit::Failed, error).hint(format!(
             "its stamps must grow, and follow the clock: if this host's clock is right (date), rm {} and: smartnode start",
             data_dir.join("boot").display()
+        )),
+        // Without the notes a machine could be started here that another node has taken: it must be settled first.
+        StartError::Moves(_) => CliError::of(Exit::Failed, error).hint(format!(
+            "when no machine is moving from this node any more (on another one: smartnode machine list), \
+             rm {} and: smartnode start",
+            data_dir.join(marker::OUT).display()
         )),
         StartError::Founding(_) => CliError::of(Exit::Unreachable, error).hint("run the same command again"),
         _ => CliError::of(Exit::Failed, error),

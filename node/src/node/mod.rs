@@ -94,6 +94,9 @@ pub enum StartError {
     /// The stamp of the last start cannot be read.
     #[error("boot in the data directory is damaged")]
     Boot(#[source] std::io::Error),
+    /// The notes of moves that may have been decided cannot be read.
+    #[error(transparent)]
+    Moves(std::io::Error),
     /// The directory cannot be used.
     #[error(transparent)]
     Dir(#[from] DirError),
@@ -263,7 +266,10 @@ impl Node {
             shutdown: CancellationToken::new(),
             seams,
         });
-        moving::driver::resume(&context)?;
+        moving::driver::resume(&context).map_err(|error| match error.kind() {
+            std::io::ErrorKind::InvalidData => StartError::Moves(error),
+            _ => StartError::Disk(error),
+        })?;
         let _ = late.set(context.clone());
         Ok(Self::run(context, file, said))
     }

@@ -4,24 +4,13 @@ use std::sync::Arc;
 
 use fabric::ids::{IdempotencyKey, MachineId, NodeId};
 use fabric::limits::{AUDIT_ENTRIES_MAX, IDEMPOTENCY_RECORDS_MAX, IDEMPOTENCY_TTL};
-use fabric::model::Name;
+use fabric::model::{Name, Role};
 use fabric::rpc::Refusal;
 
 use super::{AuditEntry, IdempotencyRecord, State, clip};
 use crate::codes;
 use crate::command::{Answer, Command, CommandV1, Envelope, Outcome, PlaceResult};
 use crate::limits::{PRUNED_PER_ENTRY_MAX, SUBJECT_BYTES_MAX};
-
-/// Keys are the clients' own, so one client's key must not answer another's request.
-fn scoped(envelope: &Envelope, key: IdempotencyKey) -> IdempotencyKey {
-    let mut hash = blake3::Hasher::new();
-    let tenant = envelope.actor.tenant.as_ref().map_or("", |name| name.as_str());
-    hash.update(&(tenant.len() as u64).to_le_bytes()).update(tenant.as_bytes());
-    hash.update(envelope.actor.subject.as_bytes()).update(&[0]).update(&key.0);
-    let mut out = [0; 16];
-    out.copy_from_slice(&hash.finalize().as_bytes()[..16]);
-    IdempotencyKey(out)
-}
 
 /// Recognises a repeated request: verb and subject, since the ids in it may be drawn anew.
 fn fingerprint(envelope: &Envelope) -> [u8; 8] {
@@ -53,9 +42,30 @@ fn word_of(result: &Result<Outcome, Refusal>) -> String {
 type Subject = (Option<Name>, String);
 
 impl State {
+    /// Keys are the clients' own, so one client's key must not answer another's request. Operators are one client, at
+    /// whichever voter they ask: who repeats a request elsewhere, since the first node died, must not do it twice.
+    /// What a worker calls itself is its own word, so its keys are bound to the node.
+    fn scoped(&self, envelope: &Envelope, key: IdempotencyKey) -> IdempotencyKey {
+        let actor = &envelope.actor;
+        let role = self.nodes.get(&actor.node).map(|node| node.role);
+        let client: [&[u8]; 3] = match (role, &actor.tenant) {
+            (Some(Role::Voter), None) => [b"operator", b"", b""],
+            (Some(Role::Voter), Some(tenant)) => [b"tenant", tenant.as_str().as_bytes(), actor.subject.as_bytes()],
+            _ => [b"node", &actor.node.0, actor.subject.as_bytes()],
+        };
+        let mut hash = blake3::Hasher::new();
+        for part in client {
+            hash.update(&(part.len() as u64).to_le_bytes()).update(part);
+        }
+        hash.update(&key.0);
+        let mut out = [0; 16];
+        out.copy_from_slice(&hash.finalize().as_bytes()[..16]);
+        IdempotencyKey(out)
+    }
+
     /// The answer that a request with this key had before.
     pub(super) fn remembered(&self, envelope: &Envelope) -> Option<Result<Outcome, Refusal>> {
-        let record = self.idempotency.get(&scoped(envelope, envelope.idempotency?))?;
+        let record = self.idempotency.get(&self.scoped(envelope, envelope.idempotency?))?;
         if self.expired(record) {
             return None;
         }
@@ -74,7 +84,7 @@ impl State {
     pub(super) fn remember(&mut self, index: u64, envelope: &Envelope, result: &Result<Outcome, Refusal>) {
         self.evict();
         let Some(key) = envelope.idempotency else { return };
-        let key = scoped(envelope, key);
+        let key = self.scoped(envelope, key);
         let record = IdempotencyRecord {
             key,
             request: fingerprint(envelope),

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use fabric::ids::{MachineId, NodeId};
+use fabric::model::check::share_address;
 use fabric::model::{Capacity, Desired, MachineRecord, MachineSpec, Name, Placement, Resources};
 
 use super::{PlacedRecord, State};
@@ -33,9 +34,11 @@ impl NodeClaims {
     /// A port of `spec` that another machine than `id` has at the same address, and which one.
     pub fn taken_port(&self, spec: &MachineSpec, id: MachineId) -> Option<(u16, MachineId)> {
         spec.publish.iter().find_map(|port| {
-            let meet = |at: Option<IpAddr>| at.is_none() || port.ip.is_none() || at == port.ip;
             let others = self.ports.get(&port.host_port)?;
-            others.iter().find(|(other, at)| *other != id && meet(*at)).map(|(other, _)| (port.host_port, *other))
+            others
+                .iter()
+                .find(|(other, at)| *other != id && share_address(*at, port.ip))
+                .map(|(other, _)| (port.host_port, *other))
         })
     }
 

@@ -11,7 +11,7 @@ use super::cluster::millis;
 use super::{AbsenceRecord, State, check_name, check_revision, words};
 use crate::codes;
 use crate::command::{LabelPatch, NodePatch, Outcome};
-use crate::limits::{TOMBSTONES_MAX, ZONE_BYTES_MAX};
+use crate::limits::TOMBSTONES_MAX;
 
 impl State {
     /// The rules that a node's record keeps at the door.
@@ -21,7 +21,7 @@ impl State {
             return Err(Refusal::new(codes::INVALID, "the node's id is not the hash of its key").field("id", node.id));
         }
         check::labels(&node.labels)?;
-        check_zone(&node.zone)?;
+        check::zone(&node.zone)?;
         check_address(&node.address)?;
         check_capacity(&node.capacity)
     }
@@ -117,7 +117,7 @@ impl State {
         let node = self.node_of(id)?;
         check_revision(expected, node.revision)?;
         let labels = patched(&node.labels, &patch.labels)?;
-        patch.zone.as_deref().map_or(Ok(()), check_zone)?;
+        patch.zone.as_deref().map_or(Ok(()), check::zone)?;
         patch.address.as_deref().map_or(Ok(()), check_address)?;
         if let Some(capacity) = &patch.capacity {
             check_capacity(capacity)?;
@@ -196,12 +196,7 @@ impl State {
         if tombstone.node != id || tombstone.signature.len() != 64 {
             return Err(Refusal::new(codes::INVALID, "the tombstone is not for this node").field("tombstone", id));
         }
-        let voters = self.nodes.values().filter(|n| n.role == Role::Voter).count();
-        if node.role == Role::Voter && voters == 1 {
-            return Err(Refusal::new(codes::LAST_VOTER, format!("{} is the last node that may vote", node.name))
-                .field("node", id)
-                .hint("admit another first: `smartnode token create --role voter`"));
-        }
+        self.check_not_last_voter(id)?;
         let claims = self.index.claims.get(&id).cloned().unwrap_or_default();
         if !force && claims.count() > 0 {
             let count = claims.count();
@@ -216,6 +211,22 @@ impl State {
         self.bury(tombstone);
         self.settle_removed(&claims.owned.into_iter().chain(claims.reserved).collect::<Vec<_>>(), id);
         Ok(Outcome::Removed)
+    }
+
+    /// Whether a voter would be left without this node.
+    ///
+    /// # Errors
+    /// `last-voter`: nobody could keep the ledger then.
+    pub fn check_not_last_voter(&self, id: NodeId) -> Result<(), Refusal> {
+        let mut voters = self.nodes.values().filter(|node| node.role == Role::Voter);
+        match (voters.next(), voters.next()) {
+            (Some(last), None) if last.id == id => {
+                Err(Refusal::new(codes::LAST_VOTER, format!("{} is the last node that may vote", last.name))
+                    .field("node", id)
+                    .hint("admit another first: `smartnode token create --role voter`"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// What a removed node's machines become. Those that it owns keep it as owner until a takeover: its lease may still
@@ -263,15 +274,6 @@ pub(super) fn patched(labels: &Labels, patch: &LabelPatch) -> Result<Labels, Ref
     labels.extend(patch.set.iter().map(|(key, value)| (key.clone(), value.clone())));
     check::labels(&labels)?;
     Ok(labels)
-}
-
-fn check_zone(zone: &str) -> Result<(), Refusal> {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_./".contains(&b);
-    if zone.len() <= ZONE_BYTES_MAX && zone.bytes().all(plain) {
-        return Ok(());
-    }
-    Err(Refusal::new(codes::INVALID, format!("a zone has at most {ZONE_BYTES_MAX} of A-Z, a-z, 0-9, -, _, . and /"))
-        .field("zone", zone))
 }
 
 fn check_address(address: &str) -> Result<(), Refusal> {

@@ -161,6 +161,7 @@ fn tolerance_in_words() {
         (tolerance.failures, tolerance.words)
     };
     let words = |failures, text: &str| (failures, text.to_owned());
+    assert_eq!(say(&[], 0), words(None, "this node does not know yet which nodes are its cluster's voters"));
     assert_eq!(say(&[("n1", true)], 1), words(Some(0), "losing n1 stops writes: add two nodes"));
     assert_eq!(say(&[("n1", true)], 2), words(Some(0), "losing n1 stops writes: add a third node"));
     assert_eq!(say(&[("n1", true)], 3), words(Some(0), "losing n1 stops writes: more voters are on their way"));

@@ -122,6 +122,13 @@ impl NodeBackend {
         if !here && write.caller.rights != Rights::Operator {
             return Err(only_here("leaving the cluster").into());
         }
+        // Asked first: the ledger would refuse the removal only when the node is empty.
+        let last = || self.context.ledger.read(|state| state.check_not_last_voter(self.context.me));
+        if last().is_err() {
+            // This copy may be of before another one was admitted.
+            self.context.ledger.linearizable().await?;
+            last()?;
+        }
         let patch = NodePatch { cordoned: Some(true), draining: Some(true), ..NodePatch::default() };
         let node = self.context.me;
         let command = Command::UpdateNode { node, patch: Box::new(patch), expected_revision: None };

@@ -26,7 +26,19 @@ fn a_repeated_key_gets_the_recorded_answer() {
     let other = world.ask_as(actor("a"), KEY, create(2, "db")).unwrap_err();
     assert_eq!(other.code, codes::KEY_REUSED);
     // Another client's key is another key.
-    assert_eq!(world.ask_as(actor("b"), KEY, create(2, "web")).unwrap_err().code, codes::EXISTS);
+    let tenant = Actor { tenant: Some(name("default")), ..actor("a") };
+    assert_eq!(world.ask_as(tenant, KEY, create(2, "web")).unwrap_err().code, codes::EXISTS);
+}
+
+#[test]
+fn operators_are_one_client_and_a_worker_is_another() {
+    let mut world = World::new();
+    let root = |n: u8| Actor { subject: format!("root@n{n}"), ..Actor::fabric(node_id(n)) };
+    let first = world.ask_as(root(1), KEY, create(1, "web")).unwrap();
+    assert_eq!(world.ask_as(root(2), KEY, create(2, "web")), Ok(first), "the first node died before it answered");
+    assert_eq!(world.state.machines.len(), 1);
+    let forged = Actor { node: node_id(4), ..root(1) };
+    assert_eq!(world.ask_as(forged, KEY, create(3, "web")).unwrap_err().code, codes::DENIED);
 }
 
 #[test]

@@ -65,6 +65,9 @@ fn a_port_of_a_node_is_one_machines() {
     world.create(4, with(None, 8081));
     assert!(matches!(world.place(3, &[3]), PlaceResult::Placed { .. }));
     assert!(matches!(world.place(4, &[3]), PlaceResult::Placed { .. }));
+    // The unspecified address is every one.
+    world.create(6, with(Some([0, 0, 0, 0]), 8080));
+    assert_eq!(refused(&world.place(6, &[3])).0, codes::NO_NODE);
     // A move keeps to it as well, from its announcement on.
     assert_eq!(world.no(move_begin(1, 1, 7, 3)), codes::NO_NODE);
     world.ok(move_begin(1, 1, 7, 1));
