@@ -305,6 +305,9 @@ async fn put_down(runtime: &dyn Runtime, machine: MachineId) -> Result<(), Failu
 }
 
 fn broken(error: transfer::SendError) -> Failure {
+    if error.is_disk_full() {
+        return Failure::new("disk-full", words(&error)).hint("make room there, or name another node: --to NODE");
+    }
     Failure::new("transfer", words(&error)).hint("the machine stays where it was; try again, the transfer resumes")
 }
 

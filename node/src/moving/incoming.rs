@@ -43,7 +43,8 @@ pub async fn serve(late: Late, request: StreamRequest) {
         return;
     }
     let report = Arc::new(|_| {});
-    match transfer::receive((&mut reader, &mut writer), &staging(&context), id, report).await {
+    let room = || context.host.disk().map(crate::room::to_spare);
+    match transfer::receive((&mut reader, &mut writer), &staging(&context), id, room, report).await {
         Ok(prepared) => tracing::info!(machine = %machine.short(), bytes = prepared.sent_bytes, "a layer is prepared"),
         Err(error) => tracing::warn!(machine = %machine.short(), %error, "a layer did not arrive"),
     }

@@ -70,6 +70,11 @@ pub fn marks(total: u64) -> Marks {
     Marks { reserve, low, high: 2 * low + 2 * reserve }
 }
 
+/// Bytes that may be written before the disk counts as full.
+pub fn to_spare(disk: DiskSpace) -> u64 {
+    disk.free_bytes.saturating_sub(marks(disk.total_bytes).low)
+}
+
 /// What the decision needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Look {

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use fabric::human;
 use fabric::ids::{Digest, MachineId, MoveId};
 use fabric::rpc::Refusal;
 use fabric::wire::{self, Record, WireError};
@@ -26,6 +27,14 @@ pub enum ReceiveError {
     /// It cannot be written.
     #[error("the layer cannot be stored")]
     Staging(#[from] StagingError),
+    /// It would not leave the node the room that it needs.
+    #[error("the layer takes {} more, and there is room for {}", human::bytes(*.needed), human::bytes(*.room))]
+    NoRoom {
+        /// Bytes of content that would come.
+        needed: u64,
+        /// Bytes that may come.
+        room: u64,
+    },
     /// The source left before the last pass.
     #[error("the source ended the stream before the last pass")]
     Ended,
@@ -61,7 +70,8 @@ pub async fn refuse(writer: &mut (impl AsyncWrite + Unpin), refusal: Refusal) ->
     frames::finish(writer).await
 }
 
-/// Takes the layer of move `id` into `<root>/<id>` until it is prepared: verified, complete and on disk.
+/// Takes the layer of move `id` into `<root>/<id>` until it is prepared: verified, complete and on disk. `room` says how
+/// many bytes may come; none when that is not known.
 ///
 /// # Errors
 /// See [`ReceiveError`]; the source is told why.
@@ -69,11 +79,13 @@ pub async fn receive(
     (reader, writer): (&mut (impl AsyncRead + Unpin), &mut (impl AsyncWrite + Unpin)),
     root: &Path,
     id: MoveId,
+    room: impl Fn() -> Option<u64>,
     report: Report,
 ) -> Result<Prepared, ReceiveError> {
-    let result = run(reader, writer, root, id, report).await;
+    let result = run(reader, writer, (root, id), room, report).await;
     if let Err(error) = &result {
         let code = match error {
+            ReceiveError::NoRoom { .. } => "disk-full",
             ReceiveError::Staging(StagingError::Io { source, .. })
                 if source.kind() == std::io::ErrorKind::StorageFull =>
             {
@@ -97,8 +109,8 @@ fn told(error: &dyn std::error::Error) -> String {
 async fn run(
     reader: &mut (impl AsyncRead + Unpin),
     writer: &mut (impl AsyncWrite + Unpin),
-    root: &Path,
-    id: MoveId,
+    (root, id): (&Path, MoveId),
+    room: impl Fn() -> Option<u64>,
     report: Report,
 ) -> Result<Prepared, ReceiveError> {
     let place = root.to_owned();
@@ -116,6 +128,10 @@ async fn run(
         })
         .await?;
         let lacking = lacking?;
+        let needed = content(&wanted, &lacking);
+        if let Some(room) = room().filter(|room| needed > *room) {
+            return Err(ReceiveError::NoRoom { needed, room });
+        }
         send_lacking(writer, &lacking).await?;
         let bytes;
         (staging, bytes) = take_blocks(reader, staging, &wanted, &lacking, end, &report).await?;
@@ -159,6 +175,15 @@ async fn read_layer(reader: &mut (impl AsyncRead + Unpin)) -> Result<(Layer, Lay
             return Ok((check(entries)?, end));
         }
     }
+}
+
+/// Bytes of these blocks.
+fn content(layer: &Layer, lacking: &[(u32, u32)]) -> u64 {
+    let bytes = |(entry, block): &(u32, u32)| match &layer.entries[*entry as usize].kind {
+        LayerKindV1::File { size, .. } => block_len(*size, *block) as u64,
+        _ => 0,
+    };
+    lacking.iter().map(bytes).sum()
 }
 
 async fn send_lacking(writer: &mut (impl AsyncWrite + Unpin), lacking: &[(u32, u32)]) -> Result<(), StreamError> {

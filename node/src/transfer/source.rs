@@ -44,6 +44,13 @@ pub enum SendError {
     OtherLayer,
 }
 
+impl SendError {
+    /// Whether the destination has no room for the layer: trying again helps nobody.
+    pub fn is_disk_full(&self) -> bool {
+        matches!(self, SendError::Stream(StreamError::Refused(refusal)) if refusal.code == "disk-full")
+    }
+}
+
 impl From<std::io::Error> for SendError {
     fn from(error: std::io::Error) -> Self {
         SendError::Stream(error.into())

@@ -67,9 +67,17 @@ async fn destination(
     stream: impl AsyncRead + AsyncWrite + Send + 'static,
     staging: std::path::PathBuf,
 ) -> Result<Prepared, ReceiveError> {
+    destination_with(1 << 30, stream, staging).await
+}
+
+async fn destination_with(
+    room: u64,
+    stream: impl AsyncRead + AsyncWrite + Send + 'static,
+    staging: std::path::PathBuf,
+) -> Result<Prepared, ReceiveError> {
     let (mut reader, mut writer) = tokio::io::split(stream);
     let (id, _) = accept(&mut reader).await?;
-    receive((&mut reader, &mut writer), &staging, id, quiet()).await
+    receive((&mut reader, &mut writer), &staging, id, || Some(room), quiet()).await
 }
 
 async fn open<S: AsyncRead + AsyncWrite + Send + Unpin>(
@@ -107,6 +115,20 @@ async fn a_layer_arrives_as_it_was_and_only_once() {
     assert!(fs::metadata(ends.adopted.join("sparse")).unwrap().blocks() * 512 < 4 << 20);
     assert_eq!(fs::metadata(ends.adopted.join("big")).unwrap().mode() & 0o7777, 0o4755);
     assert!(staged(&ends.staging).unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_layer_that_does_not_fit_is_refused_before_its_content_comes() {
+    let ends = ends();
+    build(&ends.upper);
+    let needed = scan(&ends.upper).content_bytes();
+    let (near, far) = tokio::io::duplex(1 << 16);
+    let receiving = tokio::spawn(destination_with(needed - 1, far, ends.staging.clone()));
+    let mut source = open(near, &ends.upper).await.unwrap();
+    let error = source.sync().await.unwrap_err();
+    assert!(error.is_disk_full(), "{error:?}");
+    let refused = receiving.await.unwrap().unwrap_err();
+    assert!(matches!(refused, ReceiveError::NoRoom { needed: n, .. } if n == needed), "{refused}");
 }
 
 #[tokio::test]

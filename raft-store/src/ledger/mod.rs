@@ -169,10 +169,7 @@ impl Registration {
         rpc: Arc<dyn Rpc>,
         surroundings: Arc<dyn Surroundings>,
     ) -> Result<Ledger, StartError> {
-        if config.begun {
-            Store::check_begun(&*seams.disk)?;
-        }
-        let store = Store::open(&*seams.disk, &*seams.entropy)?;
+        let store = Store::open(&*seams.disk, &*seams.entropy, config.begun)?;
         let machine = StateMachine::load(store.clone(), seams.clock.clone())?;
         let shared = machine.shared.clone();
         let log = LogStore::new(store.clone(), shared.halt.clone());

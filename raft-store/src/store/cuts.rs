@@ -209,7 +209,7 @@ fn cut_often(seed: u64, cuts: u32, lies: bool) -> Result<(), String> {
             disk.cut_in(rng.random_range(0..60), loss);
             let mut possible = vec![model.clone()];
             // An error here is the cut itself, while the file is made or recovered.
-            if let Ok(store) = Store::open(&disk, &KernelEntropy) {
+            if let Ok(store) = Store::open(&disk, &KernelEntropy, false) {
                 possible =
                     work_until_cut(&store, &mut model, &mut rng).map_err(|error| format!("seed {seed}: {error}"))?;
             }
@@ -218,7 +218,7 @@ fn cut_often(seed: u64, cuts: u32, lies: bool) -> Result<(), String> {
             }
             done += 1;
             disk = disk.reboot();
-            let store = Store::open(&disk, &KernelEntropy)
+            let store = Store::open(&disk, &KernelEntropy, false)
                 .map_err(|error| format!("seed {seed} cut {done} {loss:?}: {error}"))?;
             let found = Model::read(&store)?;
             if found != model && !possible.contains(&found) {
@@ -257,10 +257,10 @@ fn a_damaged_log_record_is_named_and_refused() {
         log_id: log_id(1, index),
         payload: EntryPayload::Normal(Proposal(Bytes::from(format!("the content of entry {index}")))),
     };
-    append(&Store::open(&disk, &KernelEntropy).unwrap(), (0..10).map(entry).collect()).unwrap();
+    append(&Store::open(&disk, &KernelEntropy, false).unwrap(), (0..10).map(entry).collect()).unwrap();
     let disk = disk.reboot();
     assert!(disk.corrupt(FILE, b"content of entry 7", b"cONTENT"));
-    let error = Store::open(&disk, &KernelEntropy).err().expect("the damage is noticed").to_string();
+    let error = Store::open(&disk, &KernelEntropy, false).err().expect("the damage is noticed").to_string();
     assert!(error.contains("log entry 7") && error.contains(FILE), "{error}");
 }
 
@@ -269,7 +269,7 @@ fn a_full_disk_fails_the_write_and_keeps_what_there_was() {
     let disk = MemoryDisk::new(6);
     let entry = |index: u64| Entry { log_id: log_id(1, index), payload: EntryPayload::Blank };
     {
-        let store = Store::open(&disk, &KernelEntropy).unwrap();
+        let store = Store::open(&disk, &KernelEntropy, false).unwrap();
         append(&store, vec![entry(0)]).unwrap();
         disk.set_full(true);
         assert!(append(&store, vec![entry(1)]).is_err());
@@ -279,7 +279,7 @@ fn a_full_disk_fails_the_write_and_keeps_what_there_was() {
         assert!(error.contains("failed before"), "{error}");
     }
     let disk = disk.reboot();
-    assert!(Model::read(&Store::open(&disk, &KernelEntropy).unwrap()).unwrap().log.contains_key(&0));
+    assert!(Model::read(&Store::open(&disk, &KernelEntropy, false).unwrap()).unwrap().log.contains_key(&0));
 }
 
 #[test]
@@ -288,11 +288,11 @@ fn the_database_of_another_program_is_refused() {
     for (version, words) in formats {
         let disk = MemoryDisk::new(7);
         {
-            let store = Store::open(&disk, &KernelEntropy).unwrap();
+            let store = Store::open(&disk, &KernelEntropy, false).unwrap();
             let other = crate::codec::FormatV1 { version };
             store.write("testing", |transaction| super::put(transaction, super::KEY_FORMAT, &other)).unwrap();
         }
-        let error = Store::open(&disk.reboot(), &KernelEntropy).err().expect("it is refused").to_string();
+        let error = Store::open(&disk.reboot(), &KernelEntropy, false).err().expect("it is refused").to_string();
         assert!(error.contains(words), "{error}");
         assert!(disk.reboot().exists(FILE).unwrap());
     }

@@ -41,19 +41,14 @@ pub(super) fn noted(disk: &dyn Disk) -> Result<Option<IdentityV1>, StoreError> {
     note.map_err(|cause| StoreError::Damaged { file: NOTE, what: "the note".into(), cause: cause.to_string() })
 }
 
-/// Refuses to go on without the ledger that was written.
-pub(super) fn check_there(disk: &dyn Disk, note: Option<&IdentityV1>) -> Result<(), StoreError> {
+/// Refuses to go on without the ledger that was written: the note says so, or whoever knows that it was `begun`, though
+/// database and note are both gone.
+pub(super) fn check_there(disk: &dyn Disk, note: Option<&IdentityV1>, begun: bool) -> Result<(), StoreError> {
     let there = disk.exists(FILE).map_err(disk_failed("looking for it"))?;
-    if note.is_some() && !there { Err(StoreError::Lost { file: FILE }) } else { Ok(()) }
+    if (note.is_some() || begun) && !there { Err(StoreError::Lost { file: FILE }) } else { Ok(()) }
 }
 
 impl Store {
-    /// Refuses to begin anew where a ledger was begun, though database and note are both gone.
-    pub(crate) fn check_begun(disk: &dyn Disk) -> Result<(), StoreError> {
-        let there = disk.exists(FILE).map_err(disk_failed("looking for it"))?;
-        if there { Ok(()) } else { Err(StoreError::Lost { file: FILE }) }
-    }
-
     /// Compares the database with the note, or notes it.
     pub(super) fn check_identity(&self, disk: &dyn Disk, note: Option<IdentityV1>) -> Result<(), StoreError> {
         let own: IdentityV1 =
@@ -73,12 +68,13 @@ mod tests {
     use fabric::seams::real::KernelEntropy;
 
     fn open(disk: &MemoryDisk) -> Result<Store, StoreError> {
-        Store::open(disk, &KernelEntropy)
+        Store::open(disk, &KernelEntropy, false)
     }
 
     #[test]
     fn a_ledger_that_was_written_must_be_there() {
         let disk = MemoryDisk::new(8);
+        assert!(matches!(Store::open(&disk, &KernelEntropy, true), Err(StoreError::Lost { .. })));
         drop(open(&disk).unwrap());
         drop(open(&disk).unwrap());
         disk.rename(FILE, "aside").unwrap();
@@ -86,7 +82,6 @@ mod tests {
             let error = open(&disk).err().expect("it is missed");
             assert!(matches!(error, StoreError::Lost { .. }) && error.to_string().contains("missing"), "{error}");
         }
-        assert!(matches!(Store::check_begun(&disk), Err(StoreError::Lost { .. })));
         drop(disk.storage(FILE).unwrap());
         let error = open(&disk).err().expect("an empty one is none");
         assert!(error.to_string().contains("empty"), "{error}");
@@ -112,7 +107,7 @@ mod tests {
         drop(open(&disk).unwrap());
         let note = disk.read(NOTE).unwrap();
         disk.remove(NOTE).unwrap();
-        drop(open(&disk).unwrap());
+        drop(Store::open(&disk, &KernelEntropy, true).unwrap());
         assert_eq!(disk.read(NOTE).unwrap(), note, "the same ledger");
     }
 }

@@ -167,10 +167,11 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// Opens the database, or makes it if there never was one, and verifies every record of the log.
-    pub(crate) fn open(disk: &dyn Disk, entropy: &dyn Entropy) -> Result<Self, StoreError> {
+    /// Opens the database, or makes it if there never was one (which whoever knows that it was `begun` rules out), and
+    /// verifies every record of the log.
+    pub(crate) fn open(disk: &dyn Disk, entropy: &dyn Entropy, begun: bool) -> Result<Self, StoreError> {
         let note = identity::noted(disk)?;
-        identity::check_there(disk, note.as_ref())?;
+        identity::check_there(disk, note.as_ref(), begun)?;
         let fresh = IdentityV1::draw(entropy);
         let database = open_database(disk, FILE, DATABASE_CACHE_BYTES, |database| prepare(database, fresh))
             .map_err(|source| StoreError::Open { file: FILE, source: Box::new(source) })?;

@@ -32,7 +32,7 @@ fn syncs(store: &Store) -> u64 {
 }
 
 fn open(disk: &MemoryDisk) -> (Store, LogStore, Halt) {
-    let (store, halt) = (Store::open(disk, &fabric::seams::real::KernelEntropy).unwrap(), Halt::default());
+    let (store, halt) = (Store::open(disk, &fabric::seams::real::KernelEntropy, false).unwrap(), Halt::default());
     (store.clone(), LogStore::new(store, halt.clone()), halt)
 }
 
