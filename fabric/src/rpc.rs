@@ -63,7 +63,7 @@ impl From<crate::model::check::Invalid> for RefusalV1 {
     }
 }
 
-/// Why a call has no answer. A time-out is told apart from a refusal: after one, the request may have been done.
+/// Why a call has no answer. An unknown outcome is told apart from a refusal: the request may have been done.
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
 pub enum CallError {
     /// Nothing was sent, or the connection broke before it could have been served.
@@ -74,13 +74,21 @@ pub enum CallError {
         /// Why.
         cause: String,
     },
-    /// No answer in time, or the connection broke after sending: the outcome is unknown.
+    /// No answer in time: the outcome is unknown.
     #[error("node {node:?} did not answer within {after:?}")]
     Timeout {
         /// The peer.
         node: NodeId,
         /// The deadline.
         after: Duration,
+    },
+    /// The connection broke after sending: the outcome is unknown.
+    #[error("the connection to node {node:?} broke before it answered: {cause}")]
+    Broken {
+        /// The peer.
+        node: NodeId,
+        /// Why.
+        cause: String,
     },
     /// The peer said no.
     #[error(transparent)]

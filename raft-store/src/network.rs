@@ -80,7 +80,7 @@ impl Client {
             CallError::Timeout { after, .. } => {
                 Timeout { action, id: Member(self.me), target: Member(self.target), timeout: after }.into()
             }
-            CallError::Garbled { .. } => NetworkError::new(&error).into(),
+            CallError::Broken { .. } | CallError::Garbled { .. } => NetworkError::new(&error).into(),
             CallError::Unreachable { .. } | CallError::Refused(_) => Unreachable::new(&error).into(),
         })
     }

@@ -283,7 +283,7 @@ async fn ask_from(
     let answer = request::ask(&connection, KIND_JOIN, &wire::encode(&request), deadline).await;
     let answer = answer.map_err(|error| match error {
         AskError::NotSent { cause, .. } => unreachable(cause),
-        AskError::Unknown => JoinError::NoAnswer { peer, after: JOIN_TIMEOUT },
+        AskError::Late | AskError::Broken(_) => JoinError::NoAnswer { peer, after: JOIN_TIMEOUT },
         AskError::Garbled(cause) => JoinError::Garbled { peer, cause },
         AskError::Refused(refusal) => clock_or(refusal, ours_ms),
     })?;

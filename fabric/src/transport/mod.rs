@@ -453,7 +453,8 @@ impl Transport {
 fn call_error(node: NodeId, after: Duration, error: AskError) -> CallError {
     match error {
         AskError::NotSent { cause, .. } => CallError::Unreachable { node, cause },
-        AskError::Unknown => CallError::Timeout { node, after },
+        AskError::Late => CallError::Timeout { node, after },
+        AskError::Broken(cause) => CallError::Broken { node, cause },
         AskError::Refused(refusal) => CallError::Refused(refusal),
         AskError::Garbled(cause) => CallError::Garbled { node, cause },
     }

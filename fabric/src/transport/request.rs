@@ -47,8 +47,10 @@ pub(super) enum Tag {
 pub(super) enum AskError {
     /// It has not been served; `dead` means that the connection had ended, so that another one may do.
     NotSent { cause: String, dead: bool },
-    /// It may have been served.
-    Unknown,
+    /// No answer in time; it may have been served.
+    Late,
+    /// The connection broke under it; it may have been served.
+    Broken(String),
     /// The peer said no.
     Refused(Refusal),
     /// The answer is not one.
@@ -82,13 +84,13 @@ fn not_sent(error: &ConnectionError) -> AskError {
 
 /// After the question was sent whole.
 fn lost(error: &ConnectionError) -> AskError {
-    if fault::never_served(error) { not_sent(error) } else { AskError::Unknown }
+    if fault::never_served(error) { not_sent(error) } else { AskError::Broken(fault::text(error)) }
 }
 
 fn unanswered(error: &ReadExactError) -> AskError {
     match error {
         ReadExactError::ReadError(ReadError::ConnectionLost(lost_by)) => lost(lost_by),
-        ReadExactError::ReadError(_) => AskError::Unknown,
+        ReadExactError::ReadError(other) => AskError::Broken(other.to_string()),
         ReadExactError::FinishedEarly(_) => AskError::Garbled("an answer that was cut short".into()),
     }
 }
@@ -154,7 +156,7 @@ pub(super) async fn read_answer(
         }
         Ok(body)
     };
-    timeout_at(deadline, read).await.unwrap_or(Err(AskError::Unknown))
+    timeout_at(deadline, read).await.unwrap_or(Err(AskError::Late))
 }
 
 /// Waits for the stream's end; an error means that more came, or nothing more.

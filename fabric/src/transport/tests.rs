@@ -272,7 +272,7 @@ async fn a_call_that_the_peers_death_interrupts_is_of_unknown_outcome() {
     eventually("the call is under way", || b.links_to(&a) == 1).await;
     b.transport.close().await;
     let error = call.await.unwrap().unwrap_err();
-    assert!(matches!(error, CallError::Timeout { .. } | CallError::Unreachable { .. }), "{error:?}");
+    assert!(matches!(error, CallError::Broken { .. } | CallError::Unreachable { .. }), "{error:?}");
 }
 
 #[tokio::test]

@@ -236,7 +236,7 @@ impl From<CallError> for Failure {
         match error {
             CallError::Refused(refusal) => refusal.into(),
             CallError::Unreachable { .. } => Failure::unreachable(error.to_string()).hint("smartnode node list"),
-            CallError::Timeout { .. } => Failure::new("timeout", error.to_string())
+            CallError::Timeout { .. } | CallError::Broken { .. } => Failure::new("timeout", error.to_string())
                 .hint("it may still have been done: look before you repeat it"),
             CallError::Garbled { .. } => Failure::internal(error.to_string()).hint("do all nodes run one version?"),
         }

@@ -272,7 +272,7 @@ async fn bring(
     let open = || context.transport.open(to, Class::Bulk, LAYER, Vec::new(), OPEN_TIMEOUT);
     let stream = match open().await {
         // A destination that has restarted forgot the connection that this went over. Nothing was said yet: once more.
-        Err(CallError::Timeout { .. } | CallError::Unreachable { .. }) => open().await?,
+        Err(CallError::Timeout { .. } | CallError::Broken { .. } | CallError::Unreachable { .. }) => open().await?,
         opened => opened?,
     };
     let upper = context.runtime.writable_layer(record.id);

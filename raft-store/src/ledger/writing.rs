@@ -316,7 +316,7 @@ impl Inner {
             outcome = call => outcome?,
             // The leader is gone and another one leads: its answer may never come.
             () = self.succeeded(target), if kind == FORWARD => {
-                return Err(CallError::Timeout { node: target, after: FORWARD_TIMEOUT });
+                return Err(CallError::Broken { node: target, cause: "it leads no longer".into() });
             }
         };
         let answer: ForwardAnswerV1 =

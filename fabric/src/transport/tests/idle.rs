@@ -88,7 +88,8 @@ struct MemoryUdp(Arc<Net>);
 impl Udp for MemoryUdp {
     fn bind(&self, listen: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>> {
         let mut cards = self.0.cards.lock().unwrap();
-        let address = SocketAddr::new(listen.ip(), 1_000 + cards.len() as u16);
+        let port = if listen.port() == 0 { 1_000 + cards.len() as u16 } else { listen.port() };
+        let address = SocketAddr::new(listen.ip(), port);
         let card = Arc::new(Card { address, net: self.0.clone(), inbox: Mutex::default() });
         cards.insert(address, card.clone());
         Ok(card)
@@ -96,7 +97,10 @@ impl Udp for MemoryUdp {
 }
 
 fn pair_on(net: &Arc<Net>) -> (Node, Node) {
-    let cluster = Cluster::new();
+    pair_of(&Cluster::new(), net)
+}
+
+fn pair_of(cluster: &Cluster, net: &Arc<Net>) -> (Node, Node) {
     let udp: Arc<dyn Udp> = Arc::new(MemoryUdp(net.clone()));
     let node = || cluster.start_on(NodeKey::generate(&KernelEntropy), loopback(), Duration::ZERO, udp.clone());
     let (a, b) = (node(), node());
@@ -133,6 +137,27 @@ async fn a_connection_lives_as_long_as_a_stream_or_a_long_call_uses_it() {
     drop(stream);
     tokio::time::sleep(2 * IDLE_TIMEOUT).await;
     assert_eq!(a.links_to(&b), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_comes_back_ends_the_connections_of_its_former_life_of_every_class() {
+    let (cluster, net) = (Cluster::new(), Arc::new(Net::default()));
+    let (a, b) = pair_of(&cluster, &net);
+    a.echo(&b, b"x").await.unwrap();
+    for class in [Class::Bulk, Class::Session] {
+        drop(a.transport.open(b.id(), class, PIPE, vec![], SECOND).await.unwrap());
+    }
+    assert_eq!(a.links_to(&b), 3);
+    // `b` hears nothing from here on: the one that has come back has its address.
+    let udp: Arc<dyn Udp> = Arc::new(MemoryUdp(net.clone()));
+    let again = cluster.start_on(b.key.clone(), b.addr(), Duration::ZERO, udp);
+    again.knows(&a);
+    again.echo(&a, b"x").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    assert_eq!(a.links_to(&again), 1, "only the new one is left");
+    for class in [Class::Bulk, Class::Session] {
+        drop(a.transport.open(again.id(), class, PIPE, vec![], SECOND).await.unwrap());
+    }
 }
 
 #[tokio::test(start_paused = true)]

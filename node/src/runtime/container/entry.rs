@@ -306,9 +306,10 @@ impl Shared {
         let Seen { line, up, .. } = self.seen(id)?;
         let held = line.frozen.by_lease || line.frozen.by_order;
         let group = self.host.group(&self.prefix, &id.to_string());
+        // What the kernel holds is still, whatever was last heard of it: its supervisor may have been stopped before it told.
         // One that waits for its next start is held without a process that could be frozen.
-        let still = || group.processes().is_empty() || group.is_frozen().unwrap_or(false);
-        if !up || (held && still()) {
+        let still = || group.is_frozen().unwrap_or(false) || (held && group.processes().is_empty());
+        if !up || still() {
             return Ok(false);
         }
         self.kill(id);
