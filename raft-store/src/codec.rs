@@ -165,6 +165,26 @@ pub(crate) struct FormatV1 {
     pub(crate) version: u32,
 }
 
+/// Which records of the journal are of use: what an earlier head named is in the database.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct JournalHeadV1 {
+    /// Drawn when the store was opened, and told to nobody: what a client has put into an entry cannot be taken for a record.
+    pub(crate) run: [u8; 16],
+    /// Counts how often the database took the journal in since.
+    pub(crate) generation: u64,
+}
+
+/// What one sync of the journal made durable.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub(crate) struct JournalRecordV1 {
+    pub(crate) head: JournalHeadV1,
+    /// Its number behind the head, from 0.
+    pub(crate) number: u64,
+    /// How far the log was known to be committed.
+    pub(crate) committed: Option<LogIdV1>,
+    pub(crate) entries: Vec<EntryV1>,
+}
+
 records!(
     EntryV1 = (140, 1),
     VoteV1 = (141, 1),
@@ -180,6 +200,8 @@ records!(
     SnapshotHeadV1 = (151, 1),
     SnapshotChunkV1 = (152, 1),
     FormatV1 = (153, 1),
+    JournalHeadV1 = (154, 1),
+    JournalRecordV1 = (155, 1),
 );
 
 /// Why a peer's message means nothing: it decodes, yet names no valid set of members.

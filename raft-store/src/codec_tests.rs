@@ -27,7 +27,7 @@ fn feed_all(body: &[u8]) {
         ($($record:ty),+ $(,)?) => { $( let _ = wire::decode::<$record>(&framed::<$record>(body)); let _ = wire::decode::<$record>(body); )+ };
     }
     feed!(VoteV1, LogIdV1, AppendAnswerV1, VoteRequestV1, VoteAnswerV1, SnapshotPartAnswerV1, TransferV1);
-    feed!(TransferAnswerV1, SnapshotChunkV1, FormatV1);
+    feed!(TransferAnswerV1, SnapshotChunkV1, FormatV1, JournalHeadV1, JournalRecordV1);
     if let Ok(entry) = wire::decode::<EntryV1>(&framed::<EntryV1>(body)) {
         let _ = entry.into_entry();
     }

@@ -12,6 +12,11 @@ pub(crate) const DATABASE_CACHE_BYTES: usize = 8 << 20;
 pub(crate) const LOG_TAIL_BYTES: usize = 4 << 20;
 /// Appended entries that wait for the disk; who appends beyond that waits, too.
 pub(crate) const LOG_QUEUE_BYTES: usize = 8 << 20;
+/// The journal's file. About as many entries as a transaction takes in within a few milliseconds.
+pub(crate) const JOURNAL_BYTES: usize = 1 << 20;
+/// The database takes the journal in once nothing was appended for so long. Until then damage to the newest record looks
+/// like a write that a power cut tore.
+pub(crate) const JOURNAL_SETTLES: Duration = Duration::from_secs(1);
 /// Log entries read at once, and so the size of one append to a follower.
 pub(crate) const READ_BYTES: usize = 1 << 20;
 /// Entries of one append to a follower.
@@ -28,7 +33,7 @@ pub(crate) const SNAPSHOT_EVERY: u64 = 50_000;
 /// twice the size would be written whole.
 pub(crate) const SNAPSHOT_CHUNK_BYTES: usize = CHUNK_BYTES - (16 << 10);
 /// Purged entries that one transaction removes from the disk. They are gone for everybody before.
-pub(crate) const SWEPT_PER_TRANSACTION: u64 = 1_024;
+pub(crate) const SWEPT_PER_TRANSACTION: u64 = 8_192;
 /// A leader speaks to its followers this often.
 pub(crate) const HEARTBEAT: Duration = Duration::from_millis(100);
 /// A follower stands for election this long after its leader's lease ended, at least.

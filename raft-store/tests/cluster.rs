@@ -188,7 +188,7 @@ fn a_voter_whose_disk_is_full_stops_cleanly_and_says_so() {
         // The write may succeed through the others, or its outcome stay unknown; it is never acknowledged and lost.
         let written = cluster.write((leader + 1) % 3, tenant(1)).await;
         let reason = eventually("the leader has stopped", || cluster.ledger(leader).status().halted).await;
-        assert!(reason.contains("ledger.redb"), "{reason}");
+        assert!(reason.contains("ledger.journal"), "{reason}");
         cluster.write((leader + 1) % 3, tenant(2)).await.unwrap();
         cluster.hosts[leader].disk.set_full(false);
         cluster.kill(leader).await;

@@ -89,11 +89,19 @@ fn a_voter_whose_disk_is_full_stops_says_so_and_returns() {
     fill_and_return(&mut cluster, &disks[leader], leader, &mut made);
 }
 
+/// Where `text` occurs.
+fn places(bytes: &[u8], text: &str) -> Vec<usize> {
+    bytes.windows(text.len()).enumerate().filter(|(_, w)| *w == text.as_bytes()).map(|(at, _)| at).collect()
+}
+
+fn holds(file: &Path, text: &str) -> bool {
+    !places(&std::fs::read(file).unwrap(), text).is_empty()
+}
+
 /// Changes every occurrence of `text` in a file.
 fn corrupt(file: &Path, text: &str) {
     let mut bytes = std::fs::read(file).unwrap();
-    let found: Vec<usize> =
-        bytes.windows(text.len()).enumerate().filter(|(_, w)| *w == text.as_bytes()).map(|(at, _)| at).collect();
+    let found = places(&bytes, text);
     assert!(!found.is_empty(), "{text:?} is not in {}", file.display());
     for at in found {
         bytes[at] ^= 1;
@@ -109,15 +117,19 @@ fn a_damaged_log_record_is_named_refused_and_replaced_by_a_new_join() {
     // A database that was closed is read record by record; one whose daemon was killed is checked as a whole.
     for (round, closed) in [true, false].into_iter().enumerate() {
         let name = format!("the-record-that-rots-{round}");
-        // The writes behind it put it into the database's older state, too: the newest one alone could be taken for a
-        // write that was cut off, and undone.
-        for name in std::iter::once(name.clone()).chain((0..4).map(|at| format!("later-{round}-{at}"))) {
-            assert!(make(&cluster, 0, &name), "{name}");
-            made.insert(name);
-        }
         let leader = cluster.leader(0);
         let victim = cluster.other_than(&[leader]);
         let other = cluster.other_than(&[victim]);
+        let data = cluster.lab.host(victim).data_dir.clone();
+        let database = data.join("ledger.redb");
+        // The writes behind it put it into the database's older state, too: the newest one alone could be taken for a
+        // write that was cut off, and undone. Each waits until the database has taken it in from the journal.
+        for name in std::iter::once(name.clone()).chain((0..4).map(|at| format!("later-{round}-{at}"))) {
+            assert!(make(&cluster, 0, &name), "{name}");
+            let words = format!("{name} is in the database");
+            poll::until(&words, Duration::from_secs(20), || holds(&database, &name).then_some(()));
+            made.insert(name);
+        }
         expect_tenants(&cluster, victim, &made);
         let before = cluster.cli(victim, &["status", "-o", "json"]).ok().json()["node_id"].clone();
         if closed {
@@ -125,8 +137,7 @@ fn a_damaged_log_record_is_named_refused_and_replaced_by_a_new_join() {
         } else {
             cluster.kill_daemon(victim)
         }
-        let data = cluster.lab.host(victim).data_dir.clone();
-        corrupt(&data.join("ledger.redb"), &name);
+        corrupt(&database, &name);
         for _ in 0..2 {
             let refused = cluster.daemon_fails(victim, &["start"]);
             refused.expect(1, &["ledger.redb", "smartnode node remove", "--force", "smartnode join"]);

@@ -63,13 +63,14 @@ pub trait Disk: Debug + Send + Sync {
     /// # Errors
     /// When the directory cannot be read.
     fn exists(&self, name: &str) -> io::Result<bool>;
-    /// Opens (or makes an empty) file for redb, mode 0600. Use [`open_database`].
+    /// Opens (or makes an empty) file to be written in place, mode 0600. For a database of redb's use [`open_database`].
     ///
-    /// What is read is what the disk holds: not what an earlier process wrote and could not sync.
+    /// What is read is what the disk holds: not what an earlier process wrote and could not sync. Where a file `grows`, room
+    /// for what it will need next is kept ahead of it, if the file system can.
     ///
     /// # Errors
     /// When it cannot be opened, or another process has it open.
-    fn storage(&self, name: &str) -> io::Result<Box<dyn redb::StorageBackend>>;
+    fn storage(&self, name: &str, grows: bool) -> io::Result<Box<dyn redb::StorageBackend>>;
 }
 
 /// UDP.
@@ -133,7 +134,7 @@ pub fn open_database(
     prepare: impl FnOnce(&redb::Database) -> Result<(), redb::Error>,
 ) -> Result<redb::Database, redb::Error> {
     let open = |name: &str, fresh: bool| -> Result<redb::Database, redb::Error> {
-        let backend = Boxed(disk.storage(name)?);
+        let backend = Boxed(disk.storage(name, true)?);
         if !fresh && redb::StorageBackend::len(&backend)? == 0 {
             // redb would make a new one of it. What was renamed into place was never empty.
             return Err(redb::Error::Corrupted("it is empty".into()));

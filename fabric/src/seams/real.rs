@@ -154,7 +154,7 @@ impl Disk for Directory {
         self.path(name)?.try_exists()
     }
 
-    fn storage(&self, name: &str) -> io::Result<Box<dyn redb::StorageBackend>> {
+    fn storage(&self, name: &str, grows: bool) -> io::Result<Box<dyn redb::StorageBackend>> {
         let path = self.path(name)?;
         self.ensure_parent(&path)?;
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)?;
@@ -163,7 +163,7 @@ impl Disk for Directory {
         let _ = nix::fcntl::posix_fadvise(&file, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED);
         let disk = nix::sys::statvfs::statvfs(&self.root);
         let total = disk.map_or(0, |fs| fs.blocks().saturating_mul(fs.fragment_size()));
-        Ok(Box::new(Headroom::new(file, headroom(total))?))
+        Ok(Box::new(Headroom::new(file, if grows { headroom(total) } else { 0 })?))
     }
 }
 

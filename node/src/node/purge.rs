@@ -120,6 +120,8 @@ mod tests {
             "node.key".to_owned(),
             "ledger.redb".into(),
             "ledger.redb.new".into(),
+            "ledger.journal".into(),
+            "ledger.journal.new".into(),
             "ledger-id".into(),
             "moves-done".into(),
             "reserve".into(),

@@ -34,9 +34,9 @@ use tokio::time::Instant;
 
 pub use error::{LedgerError, StartError};
 
-/// What the ledger keeps in the data directory: its database, the note of which one that is, a spare's view. The first and
-/// the last hold secrets.
-pub const FILES: [&str; 3] = [crate::store::FILE, crate::store::NOTE, crate::feed::FILE];
+/// What the ledger keeps in the data directory: its database with the journal, the note of which one that is, a spare's
+/// view. All but the note hold secrets.
+pub const FILES: [&str; 4] = [crate::store::FILE, crate::store::JOURNAL, crate::store::NOTE, crate::feed::FILE];
 
 pub use leasing::Renewal;
 #[cfg(test)]

@@ -60,6 +60,8 @@ enum Work {
     Append(Vec<Entry>),
     /// Writes the queue, as everything below does too.
     Flush,
+    /// Takes the journal into the database, as everything below does too.
+    Settle,
     Vote(u64),
     Truncate(Option<(u64, u64)>),
     Purge((u64, u64)),
@@ -85,7 +87,8 @@ fn choose(model: &Model, rng: &mut SmallRng) -> Work {
             let chunks = (0..rng.random_range(0..3)).map(|_| chunk()).collect();
             Work::Snapshot(model.snapshot.unwrap_or(0) + 1, SnapshotData { chunks })
         }
-        5..=8 => Work::Flush,
+        5 => Work::Settle,
+        6..=8 => Work::Flush,
         _ => {
             let begin = last.map_or(0, |index| index + 1);
             let count = rng.random_range(1..6);
@@ -110,7 +113,7 @@ fn after(model: &Model, work: &Work) -> Model {
                 }
             }
         }
-        Work::Flush => {}
+        Work::Flush | Work::Settle => {}
         Work::Vote(term) => next.vote = Some(*term),
         Work::Truncate(last) => {
             drop(next.log.split_off(&last.map_or(0, |(_, index)| index + 1)));
@@ -146,6 +149,7 @@ fn perform(store: &Store, work: Work, waiting: &mut Waiting) -> Result<(), super
             store.enqueue_for_test(entries, IOFlushed::signal(tell))
         }
         Work::Flush => store.flush_for_test(),
+        Work::Settle => store.flush_for_test().and_then(|()| store.settle_for_test()),
         Work::Vote(term) => {
             let record = VoteV1 { term, node: fabric::ids::NodeId::default(), committed: false };
             store.save_vote_synced(&Vote::from(record))
@@ -257,7 +261,10 @@ fn a_damaged_log_record_is_named_and_refused() {
         log_id: log_id(1, index),
         payload: EntryPayload::Normal(Proposal(Bytes::from(format!("the content of entry {index}")))),
     };
-    append(&Store::open(&disk, &KernelEntropy, false).unwrap(), (0..10).map(entry).collect()).unwrap();
+    let store = Store::open(&disk, &KernelEntropy, false).unwrap();
+    append(&store, (0..10).map(entry).collect()).unwrap();
+    store.settle_for_test().unwrap();
+    drop(store);
     let disk = disk.reboot();
     assert!(disk.corrupt(FILE, b"content of entry 7", b"cONTENT"));
     let error = Store::open(&disk, &KernelEntropy, false).err().expect("the damage is noticed").to_string();

@@ -31,7 +31,7 @@ impl IdentityV1 {
 }
 
 fn disk_failed(action: &'static str) -> impl FnOnce(std::io::Error) -> StoreError {
-    move |source| StoreError::Disk { file: NOTE, action, source: Box::new(redb::Error::Io(source)) }
+    super::disk_failed(NOTE, action)
 }
 
 /// What the note says; none when this node has written no ledger yet.
@@ -82,7 +82,7 @@ mod tests {
             let error = open(&disk).err().expect("it is missed");
             assert!(matches!(error, StoreError::Lost { .. }) && error.to_string().contains("missing"), "{error}");
         }
-        drop(disk.storage(FILE).unwrap());
+        drop(disk.storage(FILE, true).unwrap());
         let error = open(&disk).err().expect("an empty one is none");
         assert!(error.to_string().contains("empty"), "{error}");
         disk.remove(FILE).unwrap();

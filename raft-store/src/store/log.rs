@@ -1,9 +1,8 @@
-//! openraft's log on redb: what was appended waits in memory until a synced transaction takes it along.
+//! openraft's log: what was appended waits in memory until a sync of the journal, or a transaction, takes it along.
 //!
 //! An append returns as soon as its entries can be read here, so that a leader sends them while its own disk syncs; its
-//! callback is called once they are on the disk. One task writes whatever has gathered, in one transaction with one
-//! sync. Every other transaction (vote, truncation, purge, snapshot) takes the queue along too, before its own change,
-//! so the disk sees one order.
+//! callback is called once they are on the disk. One task writes whatever has gathered, with one sync. Every transaction
+//! (vote, truncation, purge, snapshot) takes journal and queue along, before its own change, so the disk sees one order.
 //!
 //! The tail of the log is kept in memory, bounded, since replication and apply read each entry right after it was
 //! appended. `committed` needs no sync of its own (it can be learnt again) and rides along with the next append.
@@ -12,6 +11,8 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use fabric::wire;
 use futures_util::{Stream, stream};
@@ -20,12 +21,16 @@ use openraft::{EntryPayload, OptionalSend};
 use redb::{ReadableDatabase, ReadableTable, WriteTransaction};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use super::machine::Halt;
-use super::{During, KEY_COMMITTED, KEY_PURGED, KEY_VOTE, LOG, Store, StoreError, damaged, put};
-use crate::codec::{EntryV1, LogIdV1, VoteV1};
-use crate::tuning::{LOG_QUEUE_BYTES, LOG_TAIL_BYTES, READ_BYTES, SWEPT_PER_TRANSACTION};
+use super::{During, KEY_COMMITTED, KEY_JOURNAL, KEY_PURGED, KEY_VOTE, LOG, Store, StoreError, damaged, put};
+use crate::codec::{EntryV1, JournalHeadV1, LogIdV1, VoteV1};
+use crate::tuning::{JOURNAL_SETTLES, LOG_QUEUE_BYTES, LOG_TAIL_BYTES, READ_BYTES, SWEPT_PER_TRANSACTION};
 use crate::types::{Entry, LogId, TC, Vote};
+
+/// What is being done when something is appended.
+pub(super) const APPENDING: &str = "appending to the log";
 
 /// What is known of the log without reading the disk.
 #[derive(Default)]
@@ -51,16 +56,23 @@ struct Queue {
     bytes: usize,
     /// Whom to tell once they are on the disk, in the order of their entries.
     callbacks: Vec<IOFlushed<TC>>,
-    /// First index that a transaction under way holds; what is in memory from there on must stay.
-    writing: Option<u64>,
+    /// First index that was taken from here and is not in the database: what is in memory from there on must stay.
+    unfolded: Option<u64>,
 }
 
-/// What one transaction took along.
+/// What one sync took along.
 #[derive(Default)]
 pub(super) struct Taken {
-    entries: Vec<Entry>,
+    pub(super) entries: Vec<Entry>,
     callbacks: Vec<IOFlushed<TC>>,
-    committed: Option<LogId>,
+    pub(super) committed: Option<LogId>,
+}
+
+/// Where a sync has put what it took along.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kept {
+    InJournal,
+    InDatabase,
 }
 
 impl Memory {
@@ -85,7 +97,7 @@ impl Memory {
     /// The first index that may be in memory only.
     fn unwritten(&self) -> u64 {
         let queued = self.queue.entries.first().map(|entry| entry.log_id.index);
-        self.queue.writing.or(queued).unwrap_or(u64::MAX)
+        self.queue.unfolded.or(queued).unwrap_or(u64::MAX)
     }
 
     fn forget_tail(&mut self) {
@@ -101,16 +113,19 @@ impl Memory {
 }
 
 impl Taken {
+    pub(super) fn of(entries: Vec<Entry>, committed: Option<LogId>) -> Self {
+        Taken { entries, committed, callbacks: Vec::new() }
+    }
+
     /// Writes the entries, and how far the log is committed: it needs no sync of its own.
     pub(super) fn put(&self, transaction: &WriteTransaction) -> Result<(), StoreError> {
         if self.entries.is_empty() {
             return Ok(());
         }
-        let action = "appending to the log";
-        let mut log = transaction.open_table(LOG).during(action)?;
+        let mut log = transaction.open_table(LOG).during(APPENDING)?;
         for entry in &self.entries {
             let frame = wire::encode(&EntryV1::from(entry));
-            log.insert(entry.log_id.index, frame.as_slice()).during(action)?;
+            log.insert(entry.log_id.index, frame.as_slice()).during(APPENDING)?;
         }
         drop(log);
         self.committed.map_or(Ok(()), |id| put(transaction, KEY_COMMITTED, &LogIdV1::from(id)))
@@ -118,7 +133,7 @@ impl Taken {
 }
 
 /// Bytes that an entry is taken to occupy.
-fn weight(entry: &Entry) -> usize {
+pub(super) fn weight(entry: &Entry) -> usize {
     64 + match &entry.payload {
         EntryPayload::Blank => 0,
         EntryPayload::Normal(proposal) => proposal.0.len(),
@@ -229,7 +244,36 @@ impl Store {
         if self.memory().queue.callbacks.is_empty() {
             return Ok(());
         }
-        self.write("appending to the log", |_| Ok(()))
+        let mut journal = self.journal();
+        let taken = self.take_queue()?;
+        let appended = journal.append(&taken);
+        if let Ok(false) = appended {
+            return self.transact(&mut journal, taken, APPENDING, |_| Ok(()));
+        }
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+        self.taken_done(taken, appended.as_ref().map(|_| Kept::InJournal));
+        appended.map(drop)
+    }
+
+    /// Whether the journal holds what the database lacks.
+    fn is_unsettled(&self) -> bool {
+        !self.journal().is_empty()
+    }
+
+    /// Takes the journal into the database.
+    fn settle(&self) -> Result<(), StoreError> {
+        if self.is_unsettled() { self.write(APPENDING, |_| Ok(())) } else { Ok(()) }
+    }
+
+    /// At the start: takes in what the last run has left in the journal, and begins it anew.
+    pub(super) fn take_journal_in(&self, fresh: JournalHeadV1) -> Result<(), StoreError> {
+        let head = self.meta(KEY_JOURNAL)?.ok_or_else(|| damaged("the head of the journal", "it is missing"))?;
+        let mut journal = self.journal();
+        let committed = journal.recover(head, fresh)?;
+        let mut memory = self.memory();
+        memory.committed = memory.committed.max(committed);
+        drop(memory);
+        self.transact(&mut journal, Taken::default(), "taking the journal in", |_| Ok(()))
     }
 
     /// What the transaction that begins now has to take along.
@@ -239,25 +283,28 @@ impl Store {
             return Err(StoreError::Stopped { reason: reason.clone() });
         }
         let Queue { entries, callbacks, .. } = std::mem::take(&mut memory.queue);
-        memory.queue.writing = entries.first().map(|entry| entry.log_id.index);
+        memory.queue.unfolded = memory.queue.unfolded.or(entries.first().map(|entry| entry.log_id.index));
         let committed = memory.committed.filter(|_| !entries.is_empty());
         Ok(Taken { entries, callbacks, committed })
     }
 
-    /// Tells those who wait for what a transaction took along. After a failure nothing is written any more: what was
-    /// taken is neither in the queue nor on the disk, and the next entries would leave a hole.
-    pub(super) fn taken_done(&self, mut taken: Taken, failed: Option<&StoreError>) {
+    /// Tells those who wait for what a sync took along. After a failure nothing is written any more: what was taken is
+    /// neither in the queue nor on the disk, and the next entries would leave a hole.
+    pub(super) fn taken_done(&self, mut taken: Taken, done: Result<Kept, &StoreError>) {
         let mut memory = self.memory();
-        memory.queue.writing = None;
-        if let Some(error) = failed {
-            memory.failed.get_or_insert_with(|| error.to_string());
-            taken.callbacks.extend(std::mem::take(&mut memory.queue.callbacks));
+        match done {
+            Ok(Kept::InDatabase) => memory.queue.unfolded = None,
+            Ok(Kept::InJournal) => {}
+            Err(error) => {
+                memory.failed.get_or_insert_with(|| error.to_string());
+                taken.callbacks.extend(std::mem::take(&mut memory.queue.callbacks));
+            }
         }
         drop(memory);
         for callback in taken.callbacks {
-            callback.io_completed(match failed {
-                None => Ok(()),
-                Some(error) => Err(io::Error::other(error.to_string())),
+            callback.io_completed(match done {
+                Ok(_) => Ok(()),
+                Err(error) => Err(io::Error::other(error.to_string())),
             });
         }
     }
@@ -328,6 +375,10 @@ impl Store {
         read.open_table(LOG).during("counting the log")?.len().during("counting the log")
     }
 
+    pub(super) fn settle_for_test(&self) -> Result<(), StoreError> {
+        self.settle()
+    }
+
     pub(super) fn flush_for_test(&self) -> Result<(), StoreError> {
         self.flush()
     }
@@ -367,13 +418,20 @@ pub(crate) struct LogStore {
     wake: mpsc::Sender<()>,
 }
 
-/// Writes what gathers in the queue until no handle of the log is left.
+/// Writes what gathers in the queue until no handle of the log is left; when nothing comes for a while, the database takes
+/// the journal in.
 async fn write_queue(store: Store, halt: Halt, mut woken: mpsc::Receiver<()>) {
-    while woken.recv().await.is_some() {
-        if let Err(error) = in_place(|| store.flush()) {
+    loop {
+        let quiet = if store.is_unsettled() { JOURNAL_SETTLES } else { Duration::MAX };
+        let done = match timeout(quiet, woken.recv()).await {
+            Ok(Some(())) => in_place(|| store.flush()),
+            Ok(None) => return,
+            Err(_) => in_place(|| store.settle()),
+        };
+        if let Err(error) = done {
             halt.because(&error);
         }
-        // Whoever was told goes first: what it does next may belong into the next transaction.
+        // Whoever was told goes first: what it does next may belong into the next sync.
         tokio::task::yield_now().await;
     }
 }

@@ -1,8 +1,10 @@
-//! Everything durable of the ledger on this node: log, vote and snapshot in one redb database.
+//! Everything durable of the ledger on this node: log, vote and snapshot in one redb database, with a journal of what was
+//! appended last.
 //!
-//! What a peer or client may rely on is synced before it is promised: appended entries, votes, truncations, purges and
-//! snapshots commit with `Durability::Immediate`. The state itself is never on disk: a restart loads the snapshot and
-//! replays the committed entries, so there is one path for both.
+//! What a peer or client may rely on is synced before it is promised: appended entries in the journal, votes, truncations,
+//! purges and snapshots by transactions with `Durability::Immediate`. Each transaction takes the journal in, so the disk
+//! sees one order. The state itself is never on disk: a restart loads the snapshot and replays the committed entries, so
+//! there is one path for both.
 //!
 //! A record that fails its checksum is named and refused; nothing is skipped. Commits run in tasks, never on a thread of
 //! their own: that would break replay in the simulator.
@@ -10,6 +12,7 @@
 #[cfg(test)]
 mod cuts;
 mod identity;
+mod journal;
 mod log;
 mod machine;
 #[cfg(test)]
@@ -22,19 +25,21 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use fabric::seams::{Disk, Entropy, open_database};
+use fabric::seams::{Disk, Entropy, draw, open_database};
 use fabric::wire::{self, WireError};
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use thiserror::Error;
 
-use crate::codec::{FormatV1, LogIdV1, VoteV1};
+use crate::codec::{FormatV1, JournalHeadV1, LogIdV1, VoteV1};
 use crate::tuning::DATABASE_CACHE_BYTES;
 use crate::types::{LogId, Vote};
 
 use identity::IdentityV1;
 pub(crate) use identity::NOTE;
+use journal::Journal;
+pub(crate) use journal::JOURNAL;
 pub(crate) use log::LogStore;
-use log::Taken;
+use log::{Kept, Taken};
 pub use machine::AppliedEntry;
 pub(crate) use machine::{Halt, Shared, StateMachine};
 pub(crate) use snapshots::encode_state;
@@ -42,7 +47,7 @@ pub(crate) use snapshots::encode_state;
 /// The database's name in the data directory.
 pub(crate) const FILE: &str = "ledger.redb";
 /// Version of the database's layout that this program writes.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
@@ -54,6 +59,7 @@ const KEY_VOTE: &str = "vote";
 const KEY_COMMITTED: &str = "committed";
 const KEY_PURGED: &str = "purged";
 const KEY_SNAPSHOT: &str = "snapshot";
+const KEY_JOURNAL: &str = "journal";
 
 /// Why the ledger's database cannot be used.
 #[derive(Debug, Error)]
@@ -157,10 +163,16 @@ fn damaged(what: impl Into<String>, cause: impl ToString) -> StoreError {
     StoreError::Damaged { file: FILE, what: what.into(), cause: cause.to_string() }
 }
 
-/// The open database and what is kept of it in memory. Clones share both.
+fn disk_failed(file: &'static str, action: &'static str) -> impl FnOnce(io::Error) -> StoreError {
+    move |source| StoreError::Disk { file, action, source: Box::new(redb::Error::Io(source)) }
+}
+
+/// The open database, its journal, and what is kept of them in memory. Clones share all.
 #[derive(Clone)]
 pub(crate) struct Store {
     database: Arc<Database>,
+    /// Held by whoever writes to the disk, before `memory`.
+    journal: Arc<Mutex<Journal>>,
     memory: Arc<Mutex<log::Memory>>,
     generation: Arc<AtomicU64>,
     syncs: Arc<AtomicU64>,
@@ -172,11 +184,13 @@ impl Store {
     pub(crate) fn open(disk: &dyn Disk, entropy: &dyn Entropy, begun: bool) -> Result<Self, StoreError> {
         let note = identity::noted(disk)?;
         identity::check_there(disk, note.as_ref(), begun)?;
+        let journal = Journal::open(disk)?;
         let fresh = IdentityV1::draw(entropy);
         let database = open_database(disk, FILE, DATABASE_CACHE_BYTES, |database| prepare(database, fresh))
             .map_err(|source| StoreError::Open { file: FILE, source: Box::new(source) })?;
         let store = Store {
             database: Arc::new(database),
+            journal: Arc::new(Mutex::new(journal)),
             memory: Arc::default(),
             generation: Arc::default(),
             syncs: Arc::default(),
@@ -187,6 +201,7 @@ impl Store {
         let committed = store.meta::<LogIdV1>(KEY_COMMITTED)?.map(LogId::from);
         let purged = store.meta::<LogIdV1>(KEY_PURGED)?.map(LogId::from);
         *store.memory() = log::Memory::new(vote, committed, purged);
+        store.take_journal_in(JournalHeadV1 { run: draw(entropy), generation: 0 })?;
         store.verify_log()?;
         store.discard_unfinished_snapshots()?;
         Ok(store)
@@ -213,26 +228,42 @@ impl Store {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One transaction, with one sync; appended entries that wait go along.
+    fn journal(&self) -> MutexGuard<'_, Journal> {
+        // It says itself what it holds, and that only after it was written.
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One transaction, with one sync; what the journal holds and appended entries that wait go along.
     fn write<T>(
         &self,
         action: &'static str,
         change: impl FnOnce(&WriteTransaction) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        // Waits for the transaction under way, so whoever takes the queue next sees what the one before did.
-        let begun = self.database.begin_write().during(action);
-        let mut transaction = begun.inspect_err(|error| self.taken_done(Taken::default(), Some(error)))?;
+        let mut journal = self.journal();
         let taken = self.take_queue()?;
+        self.transact(&mut journal, taken, action, change)
+    }
+
+    fn transact<T>(
+        &self,
+        journal: &mut Journal,
+        taken: Taken,
+        action: &'static str,
+        change: impl FnOnce(&WriteTransaction) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
         let done = (|| {
+            let mut transaction = self.database.begin_write().during(action)?;
             transaction.set_durability(Durability::Immediate).during(action)?;
+            let next = journal.put(&transaction)?;
             taken.put(&transaction)?;
             let out = change(&transaction)?;
             self.sweep(&transaction)?;
             transaction.commit().during(action)?;
+            journal.begin(next);
             Ok(out)
         })();
         self.syncs.fetch_add(1, Ordering::Relaxed);
-        self.taken_done(taken, done.as_ref().err());
+        self.taken_done(taken, done.as_ref().map(|_| Kept::InDatabase));
         done
     }
 
@@ -272,6 +303,8 @@ fn prepare(database: &Database, fresh: IdentityV1) -> Result<(), redb::Error> {
         if meta.get(KEY_FORMAT)?.is_none() {
             meta.insert(KEY_FORMAT, wire::encode(&FormatV1 { version: FORMAT }).as_slice())?;
             meta.insert(KEY_IDENTITY, wire::encode(&fresh).as_slice())?;
+            let head = JournalHeadV1 { run: [0; 16], generation: 0 };
+            meta.insert(KEY_JOURNAL, wire::encode(&head).as_slice())?;
         }
     }
     Ok(transaction.commit()?)

@@ -138,6 +138,7 @@ fn purged_entries_are_gone_at_once_and_leave_the_disk_in_pieces() {
         assert_eq!(log.try_get_log_entries(0..last + 1).await.unwrap().len(), 1);
         for index in 1..=pieces {
             append(&mut log, vec![entry(last + index, 1)]).await.1.await.unwrap().unwrap();
+            store.settle_for_test().unwrap();
         }
         assert_eq!(on_disk(&store), 1 + pieces);
     });

@@ -281,7 +281,7 @@ impl Disk for MemoryDisk {
         self.with(|inner| Ok(inner.files.contains_key(name)))
     }
 
-    fn storage(&self, name: &str) -> io::Result<Box<dyn redb::StorageBackend>> {
+    fn storage(&self, name: &str, _grows: bool) -> io::Result<Box<dyn redb::StorageBackend>> {
         self.with(|inner| {
             inner.files.entry(name.to_owned()).or_default();
             Ok(())

@@ -367,7 +367,7 @@ impl Disk for SimDisk {
         self.with(|medium| Ok(medium.names.get(name).is_some()))
     }
 
-    fn storage(&self, name: &str) -> io::Result<Box<dyn redb::StorageBackend>> {
+    fn storage(&self, name: &str, _grows: bool) -> io::Result<Box<dyn redb::StorageBackend>> {
         check(name)?;
         let inode = self.with(|medium| {
             let inode = match medium.names.get(name) {

@@ -37,7 +37,7 @@ fn a_replaced_file_is_old_or_new_after_a_cut_at_any_step() {
 fn a_boot_without_power_can_do_nothing() {
     let disk = disk(1);
     let (supply, old) = disk.boot();
-    let database = old.storage("d").unwrap();
+    let database = old.storage("d", true).unwrap();
     database.write(0, b"unsynced").unwrap();
     disk.cut(Loss::DropAll);
     let (_, new) = disk.boot();
@@ -51,14 +51,14 @@ fn a_boot_without_power_can_do_nothing() {
 fn the_end_of_the_daemon_alone_loses_nothing() {
     let disk = disk(1);
     let (_, old) = disk.boot();
-    let database = old.storage("d").unwrap();
+    let database = old.storage("d", true).unwrap();
     database.write(0, b"unsynced").unwrap();
-    assert_eq!(old.storage("d").unwrap_err().kind(), io::ErrorKind::ResourceBusy);
+    assert_eq!(old.storage("d", true).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
     disk.end_process();
     let (_, new) = disk.boot();
     drop(database);
     assert_eq!(new.read("d").unwrap().unwrap(), b"unsynced");
-    assert!(new.storage("d").is_ok(), "the lock went with the process");
+    assert!(new.storage("d", true).is_ok(), "the lock went with the process");
 }
 
 #[test]
