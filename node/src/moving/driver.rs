@@ -10,6 +10,7 @@ use fabric::rpc::{CallError, Refusal};
 use fabric::seams::draw;
 use fabric::transport::{Class, StreamRequest};
 use fabric::wire;
+use raft_store::codes;
 use raft_store::command::Command;
 use rkyv::{Archive, Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
@@ -23,7 +24,7 @@ use crate::node::context::{Context, DOUBT};
 use crate::node::failures::words;
 use crate::node::operations::Progress;
 use crate::node::serving;
-use crate::reconcile::held::HeldGuard;
+use crate::reconcile::{self, held::HeldGuard};
 use crate::runtime::{Runtime, RuntimeError};
 use crate::transfer::{self, Source};
 
@@ -177,7 +178,11 @@ async fn run(context: &Arc<Context>, record: &MachineRecord, to: NodeId, progres
     let begin = Command::MoveBegin { machine: record.id, from_epoch: placement.epoch, id: marker.id, to };
     context.submit(begin).await?;
     let mut open = Undecided { context: context.clone(), marker, held: Some(held), switching: false };
-    if let Err(failure) = bring(context, record, marker, to, progress).await {
+    let brought = async {
+        bring(context, record, marker, to, progress).await?;
+        tell_end(context, record, marker.epoch).await
+    };
+    if let Err(failure) = brought.await {
         open.give_up().await;
         return Err(failure);
     }
@@ -301,6 +306,21 @@ async fn put_down(runtime: &dyn Runtime, machine: MachineId) -> Result<(), Failu
     match runtime.stop(machine, GRACE).await {
         Err(RuntimeError::NotFound(_)) => Ok(()),
         stopped => Ok(stopped?),
+    }
+}
+
+/// A machine that has run to its end, perhaps while its layer went across, does not run again at its destination: the
+/// ledger learns it before SWITCH.
+async fn tell_end(context: &Context, record: &MachineRecord, epoch: u64) -> Result<(), Failure> {
+    let observed = context.runtime.list().await?;
+    let here = observed.iter().find(|observed| observed.id == record.id && observed.epoch == epoch);
+    let Some(local) = here.map(reconcile::driver::local) else { return Ok(()) };
+    let Some(code) = reconcile::over(local.phase, record) else { return Ok(()) };
+    let ended = Command::Ended { machine: record.id, epoch, restarts: local.restarts, code };
+    match context.submit(ended).await {
+        // It is told already, or somebody has asked for another run since.
+        Err(failure) if [codes::NOT_WANTED, codes::REVISION].contains(&failure.refusal.code.as_str()) => Ok(()),
+        told => told.map(drop),
     }
 }
 

@@ -102,14 +102,16 @@ async fn changed<T>(watched: &mut watch::Receiver<T>) {
     }
 }
 
-fn local(observed: &Observed) -> Local {
+/// What the decision needs of what the runtime found.
+pub fn local(observed: &Observed) -> Local {
     use fabric::model::MachineState::{Exited, Failed, Frozen};
     let phase = match observed.status.state {
         _ if observed.image.is_none() && observed.is_up() => Phase::Unrecorded,
         Frozen => Phase::Frozen,
         _ if observed.image.is_none() => Phase::Damaged,
         Failed if observed.lost => Phase::Lost,
-        Exited | Failed => Phase::Ended,
+        Exited => Phase::Exited(observed.status.exit_code.unwrap_or_default()),
+        Failed => Phase::Ended,
         _ if observed.is_up() => Phase::Up,
         _ => Phase::Down,
     };
@@ -244,6 +246,7 @@ impl Action {
     fn machine(&self) -> MachineId {
         match self {
             Action::Start { machine, .. }
+            | Action::Ended { machine, .. }
             | Action::Confirm(machine, _)
             | Action::Restart(machine)
             | Action::Stop(machine)
@@ -327,6 +330,9 @@ async fn perform(
                 return Err(give_back(context, held, &record, epoch, failure).await);
             }
             submit(context, held, Command::Confirm { machine, epoch }).await?;
+        }
+        Action::Ended { machine, epoch, restarts, code } => {
+            submit(context, held, Command::Ended { machine, epoch, restarts, code }).await?;
         }
         Action::Stop(machine) => runtime.stop(machine, GRACE).await?,
         Action::Destroy(machine, epoch) => {
