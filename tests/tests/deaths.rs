@@ -266,3 +266,18 @@ fn a_machine_that_has_run_to_its_end_runs_nowhere_again_until_it_is_started() {
     cluster.cli(at, &["machine", "start", "once", "--wait", "--timeout", "60s"]).ok();
     assert_ne!(cluster.expect_running_once(at, "once"), to);
 }
+
+#[test]
+#[ignore = "needs root and namespaces"]
+fn what_a_machine_waited_for_is_told_until_its_node_is_back() {
+    let mut cluster = Cluster::of(3, "waits");
+    cluster.pack(0);
+    let made = cluster.create(0, "m", &["--node", "n2"], IDLE);
+    cluster.kill_daemon(1);
+    let waits = |machine: &serde_json::Value| machine["waiting"].as_str().is_some_and(|why| why.contains("n2"));
+    cluster.wait_machine(0, "m", "waits for n2", FAILOVER, waits);
+    cluster.start(1);
+    cluster.wait_ready(1);
+    let runs = |machine: &serde_json::Value| pid(machine) == pid(&made) && machine.get("waiting").is_none();
+    cluster.wait_machine(0, "m", "runs on, and waits for nothing", Duration::from_secs(30), runs);
+}

@@ -217,6 +217,8 @@ fn kept(
         Phase::Up | Phase::Exited(_) | Phase::Ended | Phase::Lost if !placement.confirmed => {
             Some(Action::Confirm(id, placement.epoch))
         }
+        // It runs: what it waited for (its node, or a new place, in its node's absence) is over.
+        Phase::Up if record.waiting.is_some() => Some(Action::Confirm(id, placement.epoch)),
         _ => {
             let ended = |code| Action::Ended { machine: id, epoch: local.epoch, restarts: local.restarts, code };
             over(local.phase, record).map(ended)

@@ -259,6 +259,17 @@ fn a_machine_killed_with_its_supervisor_starts_again_unless_its_policy_is_never(
 }
 
 #[test]
+fn what_runs_waits_for_nothing_any_more() {
+    // A takeover in its node's absence found no place for it, and the placement stays confirmed.
+    let waits = MachineRecord { waiting: Some("its node does not answer".into()), ..record(Some(placed(ME, 1))) };
+    assert_eq!(decided(Some(waits.clone()), Some(local(1, Phase::Up)), true), [Action::Confirm(ID, 1)]);
+    // What does not run waits still, whatever the ledger says it waits for.
+    assert_eq!(decided(Some(waits.clone()), Some(local(1, Phase::Frozen)), true), [Action::Thaw(ID)]);
+    assert_eq!(decided(Some(waits.clone()), Some(local(1, Phase::Ended)), true), []);
+    assert_eq!(decided(Some(MachineRecord { waiting: None, ..waits }), Some(local(1, Phase::Up)), true), []);
+}
+
+#[test]
 fn an_end_is_told_until_the_ledger_shows_it_and_no_later_run_is_taken_for_it() {
     let (mine, exited) = (record(Some(placed(ME, 1))), Some(local(1, Phase::Exited(3))));
     let ended = Action::Ended { machine: ID, epoch: 1, restarts: 0, code: 3 };
