@@ -43,10 +43,19 @@ pub async fn serve(late: Late, request: StreamRequest) {
         return;
     }
     let report = Arc::new(|_| {});
-    let room = || context.host.disk().map(crate::room::to_spare);
+    let mut claim = context.coming.claim();
+    let room = |needed| context.host.disk().map(|disk| claim.ask(needed, crate::room::to_spare(disk)));
     match transfer::receive((&mut reader, &mut writer), &staging(&context), id, room, report).await {
         Ok(prepared) => tracing::info!(machine = %machine.short(), bytes = prepared.sent_bytes, "a layer is prepared"),
-        Err(error) => tracing::warn!(machine = %machine.short(), %error, "a layer did not arrive"),
+        Err(error) => {
+            tracing::warn!(machine = %machine.short(), %error, "a layer did not arrive");
+            if matches!(error, transfer::ReceiveError::NoRoom { .. })
+                && let Err(error) = transfer::abort(&staging(&context), id)
+            {
+                // The next clean-up tries again.
+                tracing::warn!(%error, "what is staged of a layer that found no room stays");
+            }
+        }
     }
     let _ = writer.finish().await;
 }

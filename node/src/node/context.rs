@@ -93,6 +93,8 @@ pub struct Context {
     pub retries: watch::Sender<Retries>,
     /// What the host's disk has room for.
     pub room: watch::Sender<Room>,
+    /// Layers that come here now.
+    pub coming: room::Coming,
     /// Published ports of this node's machines that could not be opened, in words.
     pub unpublished: watch::Sender<BTreeMap<MachineId, String>>,
     /// Machines that are worked on.

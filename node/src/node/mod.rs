@@ -257,6 +257,7 @@ impl Node {
             lease_wanted: Notify::new(),
             retries: watch::Sender::default(),
             room,
+            coming: room::Coming::default(),
             unpublished: watch::Sender::default(),
             held: Held::default(),
             started_ms: seams.clock.wall().as_millis() as u64,
