@@ -15,7 +15,7 @@ use raft_store::command::Command;
 use rkyv::{Archive, Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 
-use super::marker::{self, MarkerV1};
+use super::marker::MarkerV1;
 use super::{Verdict, verdict};
 use crate::api::failure::Failure;
 use crate::node::admission::{Late, started};
@@ -187,7 +187,7 @@ async fn run(context: &Arc<Context>, record: &MachineRecord, to: NodeId, progres
         return Err(failure);
     }
     progress.phase("switch", 900);
-    if let Err(error) = marker::add(&*context.seams.disk, marker::OUT, marker) {
+    if let Err(error) = context.notes.out.add(marker) {
         open.give_up().await;
         return Err(Failure::internal(format!("the move could not be noted on disk: {error}")));
     }
@@ -361,7 +361,7 @@ async fn settle(context: &Context, marker: MarkerV1) -> Option<(Verdict, u64)> {
 
 /// The destination has this copy's disk. Noted before the move's own note goes; a copy without a note is kept aside.
 fn moved_away(context: &Context, marker: MarkerV1) {
-    if let Err(error) = marker::done(&*context.seams.disk, marker) {
+    if let Err(error) = context.notes.done.push(marker) {
         tracing::warn!(%error, "a move that is done could not be noted: the copy here will be kept aside");
     }
 }
@@ -375,7 +375,7 @@ async fn hand_back(context: &Context, marker: MarkerV1, held: HeldGuard, decided
     if !context.reached(index).await {
         return held.keep();
     }
-    if let Err(error) = marker::remove(&*context.seams.disk, marker::OUT, marker) {
+    if let Err(error) = context.notes.out.remove(marker) {
         tracing::warn!(%error, "a move's note stays and is looked at again at the next start");
     }
 }
@@ -406,7 +406,7 @@ async fn wait_running(context: &Context, record: &MachineRecord) -> Result<(), F
 /// # Errors
 /// When the notes cannot be read: nothing may be started then.
 pub fn resume(context: &Arc<Context>) -> std::io::Result<()> {
-    let noted = marker::load(&*context.seams.disk, marker::OUT)?;
+    let noted = context.notes.out.load()?;
     for marker in noted {
         let Some(held) = context.held.take_for_move(marker.machine) else { continue };
         let context = context.clone();
@@ -448,7 +448,7 @@ async fn give_back(context: &Context) {
     if reserved.is_empty() {
         return;
     }
-    let noted = match marker::load(&*context.seams.disk, marker::OUT) {
+    let noted = match context.notes.out.load() {
         Ok(noted) => noted,
         Err(error) => return tracing::warn!(%error, "the notes of moves cannot be read: no reservation is given back"),
     };

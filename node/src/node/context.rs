@@ -30,6 +30,7 @@ use crate::api::failure::Failure;
 use crate::caretaker;
 use crate::host::Host;
 use crate::images::service::{Images, Ready};
+use crate::moving::marker::Notes;
 use crate::reconcile::backoff::Retries;
 use crate::reconcile::held::Held;
 use crate::room::{self, Room};
@@ -97,6 +98,8 @@ pub struct Context {
     pub coming: room::Coming,
     /// Published ports of this node's machines that could not be opened, in words.
     pub unpublished: watch::Sender<BTreeMap<MachineId, String>>,
+    /// What is noted of moves.
+    pub notes: Notes,
     /// Machines that are worked on.
     pub held: Held,
     /// When this daemon started, Unix milliseconds.

@@ -19,7 +19,6 @@ use super::held::{Answer, HeldGuard, answer};
 use super::publish::Published;
 use super::{Action, Facts, Local, Phase, backed_off, backoff, decide, lost};
 use crate::api::failure::Failure;
-use crate::moving::marker;
 use crate::node::context::{Context, DOUBT};
 use crate::node::lease;
 use crate::runtime::{Launch, Observed};
@@ -194,7 +193,7 @@ impl Reconciler {
         if locals.is_empty() {
             return BTreeSet::new();
         }
-        match marker::load(&*self.context.seams.disk, marker::DONE) {
+        match self.context.notes.done.load() {
             Ok(notes) => notes.into_iter().map(|note| (note.machine, note.epoch)).collect(),
             Err(error) => {
                 tracing::warn!(%error, "the notes of moves that are done cannot be read");
@@ -344,7 +343,7 @@ async fn perform(
         Action::Quarantine(machine) => runtime.quarantine(machine).await?,
         Action::Discard(machine) => {
             runtime.destroy(machine).await?;
-            if let Err(error) = marker::forget(&*context.seams.disk, marker::DONE, machine) {
+            if let Err(error) = context.notes.done.forget(machine) {
                 tracing::warn!(%error, "the note of a move that is done stays");
             }
         }
