@@ -33,6 +33,7 @@ pub fn machine(number: u8, placement: Option<Placement>) -> MachineRecord {
         failures: 0,
         not_before_ms: 0,
         waiting: None,
+        ended: None,
         created_ms: 0,
         revision: 1,
     }

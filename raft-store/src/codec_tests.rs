@@ -41,7 +41,7 @@ fn feed_all(body: &[u8]) {
         let _ = SnapshotMeta::try_from(head.meta);
     }
     crate::ledger::feed_decoders(body);
-    let _ = Mine::decode((0, 0), body);
+    let _ = Mine::decode(((0, 0), 0), body);
     assert!(Frames(body).take(body.len() + 2).count() <= body.len() + 1);
 }
 

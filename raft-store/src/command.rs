@@ -333,6 +333,18 @@ pub enum CommandV1 {
         /// The CA.
         ca: Ca,
     },
+    /// The machine's program has ended by itself, and its restart policy does not want it again: from now on it is to be
+    /// stopped, wherever it goes.
+    Ended {
+        /// The machine.
+        machine: MachineId,
+        /// The owner's epoch.
+        epoch: u64,
+        /// The requested restarts that the run which ended had seen: a later request stands.
+        restarts: u64,
+        /// Exit code, or 128 + signal.
+        code: i32,
+    },
 }
 /// Current version of a command.
 pub type Command = CommandV1;
@@ -362,6 +374,7 @@ impl CommandV1 {
             Forget { .. } => "forget-machine",
             Place { .. } => "place",
             Confirm { .. } => "confirm",
+            Ended { .. } => "ended",
             Failed { .. } => "failed",
             Release { .. } => "release",
             Takeover { .. } => "takeover",
@@ -395,6 +408,7 @@ impl CommandV1 {
             | RestartMachine { machine, .. }
             | Forget { machine, .. }
             | Confirm { machine, .. }
+            | Ended { machine, .. }
             | Failed { machine, .. }
             | Release { machine, .. }
             | Takeover { machine, .. }

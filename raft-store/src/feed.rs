@@ -38,6 +38,8 @@ pub type LedgerMember = LedgerMemberV1;
 pub struct Mine {
     /// Cluster epoch and index of the state that this was read from.
     pub at: (u64, u64),
+    /// Stamp of the last entry that was applied then: the cluster's time, for a node that applies none.
+    pub at_ms: u64,
     /// The cluster; all zero before its first entry.
     pub cluster: ClusterId,
     /// Level of behaviour.
@@ -70,6 +72,7 @@ pub(crate) struct MineHeadV1 {
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SavedViewV1 {
     at: (u64, u64),
+    at_ms: u64,
     /// The node it is about: the directory may be another node's by mistake.
     node: NodeId,
     frames: Vec<u8>,
@@ -82,6 +85,7 @@ impl Mine {
     pub(crate) fn of(state: &State, node: NodeId, at: (u64, u64), members: Vec<LedgerMember>) -> Self {
         Mine {
             at,
+            at_ms: state.settings.at_ms,
             cluster: state.settings.cluster_id,
             feature_level: state.settings.feature_level,
             node: state.nodes.get(&node).cloned(),
@@ -110,7 +114,7 @@ impl Mine {
     }
 
     /// Reads the frames of a view back.
-    pub(crate) fn decode(at: (u64, u64), bytes: &[u8]) -> Result<Self, WireError> {
+    pub(crate) fn decode((at, at_ms): ((u64, u64), u64), bytes: &[u8]) -> Result<Self, WireError> {
         let mut frames = Frames(bytes);
         let head: MineHeadV1 = wire::decode(frames.next().ok_or(WireError::Body)??)?;
         let mut machines = Vec::new();
@@ -122,6 +126,7 @@ impl Mine {
         }
         Ok(Mine {
             at,
+            at_ms,
             cluster: head.cluster,
             feature_level: head.feature_level,
             node: head.node,
@@ -139,6 +144,7 @@ impl Mine {
             epoch: self.at.0,
             feature_level: self.feature_level,
             index: self.at.1,
+            at_ms: self.at_ms,
             ..Settings::default()
         };
         let mut frames = vec![wire::encode(&settings)];
@@ -161,7 +167,7 @@ impl Mine {
         if frames.len() + 1024 > fabric::limits::FRAME_BYTES_MAX {
             return Ok(());
         }
-        disk.write(FILE, &wire::encode(&SavedViewV1 { at: self.at, node, frames }))
+        disk.write(FILE, &wire::encode(&SavedViewV1 { at: self.at, at_ms: self.at_ms, node, frames }))
     }
 
     /// The view that was kept; one that cannot be read is as good as none.
@@ -170,7 +176,7 @@ impl Mine {
         if saved.node != node {
             return None;
         }
-        Mine::decode(saved.at, &saved.frames).ok()
+        Mine::decode((saved.at, saved.at_ms), &saved.frames).ok()
     }
 }
 
@@ -204,6 +210,8 @@ impl<'a> Iterator for Frames<'a> {
 #[derive(Debug, Clone)]
 pub(crate) struct Blob {
     pub(crate) at: (u64, u64),
+    /// Stamp of the last entry that was applied then.
+    pub(crate) at_ms: u64,
     pub(crate) digest: Digest,
     pub(crate) bytes: Bytes,
 }

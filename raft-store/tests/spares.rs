@@ -50,6 +50,34 @@ fn a_worker_is_fed_its_machines_and_keeps_them_over_a_restart() {
 }
 
 #[test]
+fn a_worker_goes_by_the_cluster_s_time_whatever_its_own_clock_says() {
+    run(async {
+        let mut cluster = Cluster::with_worker().await;
+        cluster.kill(3).await;
+        cluster.hosts[3].behind = Duration::from_secs(3600);
+        cluster.start(3).await.unwrap();
+        for at in [0, 3] {
+            let index = cluster.write(0, cordon(at == 0)).await.unwrap();
+            eventually("the worker is fed", || (cluster.ledger(3).mine().at.1 >= index).then_some(())).await;
+            let (stamp, shown) = (cluster.read(0, |state| state.settings.at_ms), cluster.ledger(3).now_ms());
+            assert!((stamp..stamp + 60_000).contains(&shown), "{shown} is not soon after {stamp}");
+        }
+        // Nothing that concerns it: its view is confirmed, with the time of then.
+        cluster.write(0, tenant(1)).await.unwrap();
+        let stamp = cluster.read(0, |state| state.settings.at_ms);
+        cluster.ledger(3).linearizable().await.unwrap();
+        assert!(cluster.read(3, |state| state.settings.at_ms) >= stamp);
+        // Cut off and restarted, it goes on from what it was told with news of itself.
+        let told = cluster.ledger(3).mine().at_ms;
+        cluster.kill(3).await;
+        cluster.isolate(3);
+        cluster.start(3).await.unwrap();
+        let now = cluster.ledger(3).now_ms();
+        assert!(now > told - 60_000, "{now} is long before {told}");
+    });
+}
+
+#[test]
 fn a_worker_is_not_held_back_by_a_member_that_is_cut_off() {
     run(async {
         let cluster = Cluster::with_worker().await;

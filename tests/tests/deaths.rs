@@ -224,3 +224,60 @@ fn a_daemon_that_hangs_for_20_seconds_makes_no_second_owner() {
     assert_eq!(cluster.expect_running_once(other, "m"), next);
     expect_no_overlap(&cluster, &id, home);
 }
+
+#[test]
+#[ignore = "needs root and namespaces"]
+fn a_machine_that_has_run_to_its_end_runs_nowhere_again_until_it_is_started() {
+    let mut cluster = Cluster::of(3, "ended");
+    cluster.pack(0);
+    let script = "echo ran >> /runs; while ! [ -e /go ]; do sleep 0.05; done; exit 4";
+    let made = cluster.create(0, "once", &["--restart", "never"], script);
+    let (id, home) = (made["id"].as_str().unwrap().to_owned(), owner(&made).unwrap());
+    cluster.exec(0, "once", &["/bin/sh", "-c", ": > /go"]).ok();
+    let over = |machine: &serde_json::Value| {
+        machine["status"]["state"] == "exited" && machine["status"]["exit_code"] == 4 && machine["desired"] == "stopped"
+    };
+    cluster.wait_machine(0, "once", "has ended for all to see", Duration::from_secs(10), over);
+    let listed = cluster.cli(0, &["machine", "list", "--state", "exited"]).ok().stdout;
+    assert!(listed.contains("once") && listed.contains("its program ended with 4"), "{listed}");
+
+    // Moved, it is there and does not run.
+    let to = cluster.other_than(&[home]);
+    cluster.create(0, "other", &[], IDLE);
+    for name in ["once", "other"] {
+        cluster.cli(0, &["machine", "move", name, "--to", &format!("n{}", to + 1), "--wait"]);
+    }
+    cluster.wait_on(0, "other", to, Duration::from_secs(10));
+    cluster.wait_machine(0, "once", "has ended, at its new place", Duration::from_secs(10), |machine| {
+        over(machine) && owner(machine) == Some(to)
+    });
+    assert_eq!(cluster.copies(&id), Vec::<usize>::new());
+    let runs = cluster.lab.host(to).data_dir.join("machines").join(&id).join("upper/runs");
+    assert_eq!(std::fs::read_to_string(runs).unwrap(), "ran\n", "once, at its first place");
+
+    // Its node dies: what runs there is taken over, and this is not.
+    cluster.kill_host(to);
+    let at = cluster.other_than(&[to]);
+    cluster.wait_elsewhere(at, "other", to, FAILOVER);
+    poll::stays("it runs nowhere", Duration::from_secs(8), || {
+        cluster.copies(&id).is_empty() && cluster.inspect(at, "once").is_none_or(|machine| over(&machine))
+    });
+    // Who wants it again has it again.
+    cluster.cli(at, &["machine", "start", "once", "--wait", "--timeout", "60s"]).ok();
+    assert_ne!(cluster.expect_running_once(at, "once"), to);
+}
+
+#[test]
+#[ignore = "needs root and namespaces"]
+fn what_a_machine_waited_for_is_told_until_its_node_is_back() {
+    let mut cluster = Cluster::of(3, "waits");
+    cluster.pack(0);
+    let made = cluster.create(0, "m", &["--node", "n2"], IDLE);
+    cluster.kill_daemon(1);
+    let waits = |machine: &serde_json::Value| machine["waiting"].as_str().is_some_and(|why| why.contains("n2"));
+    cluster.wait_machine(0, "m", "waits for n2", FAILOVER, waits);
+    cluster.start(1);
+    cluster.wait_ready(1);
+    let runs = |machine: &serde_json::Value| pid(machine) == pid(&made) && machine.get("waiting").is_none();
+    cluster.wait_machine(0, "m", "runs on, and waits for nothing", Duration::from_secs(30), runs);
+}

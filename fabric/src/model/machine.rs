@@ -171,6 +171,8 @@ pub struct MachineRecordV1 {
     pub not_before_ms: u64,
     /// Why it has no place or did not start, in the user's words.
     pub waiting: Option<String>,
+    /// What its program ended with by itself, for good: exit code, or 128 + signal. It is wanted stopped since then.
+    pub ended: Option<i32>,
     /// When it was created, Unix milliseconds.
     pub created_ms: u64,
     /// Ledger index of the last change.

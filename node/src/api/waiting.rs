@@ -86,7 +86,8 @@ pub fn machine(wanted: Wanted, view: &MachineView) -> Result<Option<String>, Fai
     let ended = matches!(status.state, MachineState::Stopped | MachineState::Exited | MachineState::Failed);
     match wanted {
         Wanted::Running if status.state == MachineState::Running => Ok(None),
-        Wanted::Running if matches!(status.state, MachineState::Exited | MachineState::Failed) => {
+        // One that has ended and is wanted again is about to be started.
+        Wanted::Running if view.record.ended.is_some() || status.state == MachineState::Failed => {
             let code = status.exit_code.map(|code| format!(" (exit code {code})")).unwrap_or_default();
             let state = format!("{:?}", status.state).to_lowercase();
             Err(Failure::new("conflict", format!("{}{code}", words(&state)))

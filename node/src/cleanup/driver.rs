@@ -13,7 +13,7 @@ use raft_store::state::State;
 use super::is_needed;
 use crate::api::failure::Failure;
 use crate::moving::incoming::staging;
-use crate::moving::marker::{self, MarkerV1};
+use crate::moving::marker::MarkerV1;
 use crate::node::admission::{Late, started};
 use crate::node::asks::{self, NAMED, NAMED_IMAGES_MAX, NamedAnswerV1, NamedAskV1};
 use crate::node::context::Context;
@@ -76,7 +76,7 @@ async fn layers(context: &Arc<Context>) {
         }
     }
     for note in stale {
-        if let Err(error) = marker::remove(&*context.seams.disk, marker::IN, note) {
+        if let Err(error) = context.notes.coming.remove(note) {
             tracing::warn!(%error, "the note of a move that did not come about stays");
         }
     }
@@ -84,7 +84,10 @@ async fn layers(context: &Arc<Context>) {
 
 /// All notes of this node as a destination, and those that are needed no more by this node's copy of the ledger.
 fn notes(context: &Context) -> Option<(Vec<MarkerV1>, Vec<MarkerV1>)> {
-    let notes = marker::load(&*context.seams.disk, marker::IN)
+    let notes = context
+        .notes
+        .coming
+        .load()
         .inspect_err(|error| tracing::warn!(%error, "the notes of moves cannot be read"))
         .ok()?;
     let stale = context.ledger.read(|state| {

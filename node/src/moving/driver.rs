@@ -10,11 +10,12 @@ use fabric::rpc::{CallError, Refusal};
 use fabric::seams::draw;
 use fabric::transport::{Class, StreamRequest};
 use fabric::wire;
+use raft_store::codes;
 use raft_store::command::Command;
 use rkyv::{Archive, Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 
-use super::marker::{self, MarkerV1};
+use super::marker::MarkerV1;
 use super::{Verdict, verdict};
 use crate::api::failure::Failure;
 use crate::node::admission::{Late, started};
@@ -23,7 +24,7 @@ use crate::node::context::{Context, DOUBT};
 use crate::node::failures::words;
 use crate::node::operations::Progress;
 use crate::node::serving;
-use crate::reconcile::held::HeldGuard;
+use crate::reconcile::{self, held::HeldGuard};
 use crate::runtime::{Runtime, RuntimeError};
 use crate::transfer::{self, Source};
 
@@ -177,12 +178,16 @@ async fn run(context: &Arc<Context>, record: &MachineRecord, to: NodeId, progres
     let begin = Command::MoveBegin { machine: record.id, from_epoch: placement.epoch, id: marker.id, to };
     context.submit(begin).await?;
     let mut open = Undecided { context: context.clone(), marker, held: Some(held), switching: false };
-    if let Err(failure) = bring(context, record, marker, to, progress).await {
+    let brought = async {
+        bring(context, record, marker, to, progress).await?;
+        tell_end(context, record, marker.epoch).await
+    };
+    if let Err(failure) = brought.await {
         open.give_up().await;
         return Err(failure);
     }
     progress.phase("switch", 900);
-    if let Err(error) = marker::add(&*context.seams.disk, marker::OUT, marker) {
+    if let Err(error) = context.notes.out.add(marker) {
         open.give_up().await;
         return Err(Failure::internal(format!("the move could not be noted on disk: {error}")));
     }
@@ -304,6 +309,21 @@ async fn put_down(runtime: &dyn Runtime, machine: MachineId) -> Result<(), Failu
     }
 }
 
+/// A machine that has run to its end, perhaps while its layer went across, does not run again at its destination: the
+/// ledger learns it before SWITCH.
+async fn tell_end(context: &Context, record: &MachineRecord, epoch: u64) -> Result<(), Failure> {
+    let observed = context.runtime.list().await?;
+    let here = observed.iter().find(|observed| observed.id == record.id && observed.epoch == epoch);
+    let Some(local) = here.map(reconcile::driver::local) else { return Ok(()) };
+    let Some(code) = reconcile::over(local.phase, record) else { return Ok(()) };
+    let ended = Command::Ended { machine: record.id, epoch, restarts: local.restarts, code };
+    match context.submit(ended).await {
+        // It is told already, or somebody has asked for another run since.
+        Err(failure) if [codes::NOT_WANTED, codes::REVISION].contains(&failure.refusal.code.as_str()) => Ok(()),
+        told => told.map(drop),
+    }
+}
+
 fn broken(error: transfer::SendError) -> Failure {
     if error.is_disk_full() {
         return Failure::new("disk-full", words(&error)).hint("make room there, or name another node: --to NODE");
@@ -341,7 +361,7 @@ async fn settle(context: &Context, marker: MarkerV1) -> Option<(Verdict, u64)> {
 
 /// The destination has this copy's disk. Noted before the move's own note goes; a copy without a note is kept aside.
 fn moved_away(context: &Context, marker: MarkerV1) {
-    if let Err(error) = marker::done(&*context.seams.disk, marker) {
+    if let Err(error) = context.notes.done.push(marker) {
         tracing::warn!(%error, "a move that is done could not be noted: the copy here will be kept aside");
     }
 }
@@ -355,7 +375,7 @@ async fn hand_back(context: &Context, marker: MarkerV1, held: HeldGuard, decided
     if !context.reached(index).await {
         return held.keep();
     }
-    if let Err(error) = marker::remove(&*context.seams.disk, marker::OUT, marker) {
+    if let Err(error) = context.notes.out.remove(marker) {
         tracing::warn!(%error, "a move's note stays and is looked at again at the next start");
     }
 }
@@ -386,7 +406,7 @@ async fn wait_running(context: &Context, record: &MachineRecord) -> Result<(), F
 /// # Errors
 /// When the notes cannot be read: nothing may be started then.
 pub fn resume(context: &Arc<Context>) -> std::io::Result<()> {
-    let noted = marker::load(&*context.seams.disk, marker::OUT)?;
+    let noted = context.notes.out.load()?;
     for marker in noted {
         let Some(held) = context.held.take_for_move(marker.machine) else { continue };
         let context = context.clone();
@@ -428,7 +448,7 @@ async fn give_back(context: &Context) {
     if reserved.is_empty() {
         return;
     }
-    let noted = match marker::load(&*context.seams.disk, marker::OUT) {
+    let noted = match context.notes.out.load() {
         Ok(noted) => noted,
         Err(error) => return tracing::warn!(%error, "the notes of moves cannot be read: no reservation is given back"),
     };

@@ -10,7 +10,7 @@ use fabric::rpc::Refusal;
 use fabric::transport::StreamRequest;
 
 use super::Disk;
-use super::marker::{self, MarkerV1};
+use super::marker::MarkerV1;
 use crate::api::failure::Failure;
 use crate::node::admission::{Late, started};
 use crate::node::context::Context;
@@ -43,10 +43,19 @@ pub async fn serve(late: Late, request: StreamRequest) {
         return;
     }
     let report = Arc::new(|_| {});
-    let room = || context.host.disk().map(crate::room::to_spare);
+    let mut claim = context.coming.claim();
+    let room = |needed| context.host.disk().map(|disk| claim.ask(needed, crate::room::to_spare(disk)));
     match transfer::receive((&mut reader, &mut writer), &staging(&context), id, room, report).await {
         Ok(prepared) => tracing::info!(machine = %machine.short(), bytes = prepared.sent_bytes, "a layer is prepared"),
-        Err(error) => tracing::warn!(machine = %machine.short(), %error, "a layer did not arrive"),
+        Err(error) => {
+            tracing::warn!(machine = %machine.short(), %error, "a layer did not arrive");
+            if matches!(error, transfer::ReceiveError::NoRoom { .. })
+                && let Err(error) = transfer::abort(&staging(&context), id)
+            {
+                // The next clean-up tries again.
+                tracing::warn!(%error, "what is staged of a layer that found no room stays");
+            }
+        }
     }
     let _ = writer.finish().await;
 }
@@ -76,7 +85,7 @@ async fn expect(context: &Context, source: NodeId, id: MoveId, machine: MachineI
     let (image, epoch) =
         found.ok_or_else(|| Refusal::new("no-move", "the ledger knows of no such move to this node"))?;
     let note = MarkerV1 { machine, id, epoch };
-    marker::add(&*context.seams.disk, marker::IN, note).map_err(unusable)?;
+    context.notes.coming.add(note).map_err(unusable)?;
     Ok(context.image(image).await.map(drop)?)
 }
 
@@ -95,8 +104,7 @@ pub async fn adopt(context: &Context, record: &MachineRecord, launch: &Launch) -
         return Ok(());
     }
     let root = staging(context);
-    let disk = &*context.seams.disk;
-    let notes = marker::load(disk, marker::IN).map_err(unusable)?;
+    let notes = context.notes.coming.load().map_err(unusable)?;
     let note = notes.into_iter().find(|note| note.machine == record.id);
     let ready = match note {
         Some(note) => {
@@ -127,7 +135,7 @@ pub async fn adopt(context: &Context, record: &MachineRecord, launch: &Launch) -
 }
 
 fn forget(context: &Context, note: MarkerV1) -> Result<(), Failure> {
-    marker::remove(&*context.seams.disk, marker::IN, note).map_err(unusable)
+    context.notes.coming.remove(note).map_err(unusable)
 }
 
 fn unusable(error: std::io::Error) -> Failure {

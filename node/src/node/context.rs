@@ -30,6 +30,7 @@ use crate::api::failure::Failure;
 use crate::caretaker;
 use crate::host::Host;
 use crate::images::service::{Images, Ready};
+use crate::moving::marker::Notes;
 use crate::reconcile::backoff::Retries;
 use crate::reconcile::held::Held;
 use crate::room::{self, Room};
@@ -93,8 +94,12 @@ pub struct Context {
     pub retries: watch::Sender<Retries>,
     /// What the host's disk has room for.
     pub room: watch::Sender<Room>,
+    /// Layers that come here now.
+    pub coming: room::Coming,
     /// Published ports of this node's machines that could not be opened, in words.
     pub unpublished: watch::Sender<BTreeMap<MachineId, String>>,
+    /// What is noted of moves.
+    pub notes: Notes,
     /// Machines that are worked on.
     pub held: Held,
     /// When this daemon started, Unix milliseconds.

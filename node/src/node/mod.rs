@@ -43,6 +43,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::host::{Host, offered};
 use crate::images::service::Images;
+use crate::moving::marker::Notes;
 use crate::reconcile::held::Held;
 use crate::runtime::Runtime;
 use crate::{caretaker, cleanup, moving, reconcile, room};
@@ -257,7 +258,9 @@ impl Node {
             lease_wanted: Notify::new(),
             retries: watch::Sender::default(),
             room,
+            coming: room::Coming::default(),
             unpublished: watch::Sender::default(),
+            notes: Notes::new(&seams.disk),
             held: Held::default(),
             started_ms: seams.clock.wall().as_millis() as u64,
             started: Instant::now(),

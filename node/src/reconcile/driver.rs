@@ -19,7 +19,6 @@ use super::held::{Answer, HeldGuard, answer};
 use super::publish::Published;
 use super::{Action, Facts, Local, Phase, backed_off, backoff, decide, lost};
 use crate::api::failure::Failure;
-use crate::moving::marker;
 use crate::node::context::{Context, DOUBT};
 use crate::node::lease;
 use crate::runtime::{Launch, Observed};
@@ -102,14 +101,16 @@ async fn changed<T>(watched: &mut watch::Receiver<T>) {
     }
 }
 
-fn local(observed: &Observed) -> Local {
+/// What the decision needs of what the runtime found.
+pub fn local(observed: &Observed) -> Local {
     use fabric::model::MachineState::{Exited, Failed, Frozen};
     let phase = match observed.status.state {
         _ if observed.image.is_none() && observed.is_up() => Phase::Unrecorded,
         Frozen => Phase::Frozen,
         _ if observed.image.is_none() => Phase::Damaged,
         Failed if observed.lost => Phase::Lost,
-        Exited | Failed => Phase::Ended,
+        Exited => Phase::Exited(observed.status.exit_code.unwrap_or_default()),
+        Failed => Phase::Ended,
         _ if observed.is_up() => Phase::Up,
         _ => Phase::Down,
     };
@@ -192,7 +193,7 @@ impl Reconciler {
         if locals.is_empty() {
             return BTreeSet::new();
         }
-        match marker::load(&*self.context.seams.disk, marker::DONE) {
+        match self.context.notes.done.load() {
             Ok(notes) => notes.into_iter().map(|note| (note.machine, note.epoch)).collect(),
             Err(error) => {
                 tracing::warn!(%error, "the notes of moves that are done cannot be read");
@@ -244,6 +245,7 @@ impl Action {
     fn machine(&self) -> MachineId {
         match self {
             Action::Start { machine, .. }
+            | Action::Ended { machine, .. }
             | Action::Confirm(machine, _)
             | Action::Restart(machine)
             | Action::Stop(machine)
@@ -328,6 +330,9 @@ async fn perform(
             }
             submit(context, held, Command::Confirm { machine, epoch }).await?;
         }
+        Action::Ended { machine, epoch, restarts, code } => {
+            submit(context, held, Command::Ended { machine, epoch, restarts, code }).await?;
+        }
         Action::Stop(machine) => runtime.stop(machine, GRACE).await?,
         Action::Destroy(machine, epoch) => {
             runtime.stop(machine, GRACE).await?;
@@ -338,7 +343,7 @@ async fn perform(
         Action::Quarantine(machine) => runtime.quarantine(machine).await?,
         Action::Discard(machine) => {
             runtime.destroy(machine).await?;
-            if let Err(error) = marker::forget(&*context.seams.disk, marker::DONE, machine) {
+            if let Err(error) = context.notes.done.forget(machine) {
                 tracing::warn!(%error, "the note of a move that is done stays");
             }
         }

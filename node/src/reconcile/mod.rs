@@ -16,6 +16,9 @@ use fabric::model::{Desired, MachineRecord, Placement, Restart};
 
 use crate::room::Room;
 
+/// The code of a program that was killed with its supervisor.
+const KILLED: i32 = 128 + 9;
+
 pub mod backoff;
 pub mod driver;
 pub mod held;
@@ -30,7 +33,9 @@ pub enum Phase {
     Up,
     /// Its supervisor lives and holds it frozen.
     Frozen,
-    /// Ended for good by its restart policy.
+    /// Its program has ended with this, for good by its restart policy.
+    Exited(i32),
+    /// It cannot run.
     Ended,
     /// Killed with its supervisor or its host, so that its restart policy was never asked.
     Lost,
@@ -90,6 +95,17 @@ pub enum Action {
     },
     /// Tell the ledger that it runs.
     Confirm(MachineId, u64),
+    /// Tell the ledger that its program has ended and is not to run again, wherever the machine goes.
+    Ended {
+        /// The machine.
+        machine: MachineId,
+        /// The epoch at which it ran.
+        epoch: u64,
+        /// The requested restarts that it had seen.
+        restarts: u64,
+        /// What it ended with.
+        code: i32,
+    },
     /// Stop and start again, on request.
     Restart(MachineId),
     /// Stop, keep the disk.
@@ -196,9 +212,25 @@ fn kept(
         Phase::Up | Phase::Frozen if local.restarts < record.restarts => Some(Action::Restart(id)),
         Phase::Down => start(false),
         Phase::Lost if restarts_when_lost(record) && !facts.waiting.contains(&id) => start(false),
-        Phase::Ended | Phase::Lost if local.restarts < record.restarts => start(false),
+        Phase::Exited(_) | Phase::Ended | Phase::Lost if local.restarts < record.restarts => start(false),
         Phase::Frozen if leased && placement.moving.is_none() => Some(Action::Thaw(id)),
-        Phase::Up | Phase::Ended | Phase::Lost if !placement.confirmed => Some(Action::Confirm(id, placement.epoch)),
+        Phase::Up | Phase::Exited(_) | Phase::Ended | Phase::Lost if !placement.confirmed => {
+            Some(Action::Confirm(id, placement.epoch))
+        }
+        // It runs: what it waited for (its node, or a new place, in its node's absence) is over.
+        Phase::Up if record.waiting.is_some() => Some(Action::Confirm(id, placement.epoch)),
+        _ => {
+            let ended = |code| Action::Ended { machine: id, epoch: local.epoch, restarts: local.restarts, code };
+            over(local.phase, record).map(ended)
+        }
+    }
+}
+
+/// What a machine's last run ended with, when no policy wants another one.
+pub fn over(phase: Phase, record: &MachineRecord) -> Option<i32> {
+    match phase {
+        Phase::Exited(code) => Some(code),
+        Phase::Lost if !restarts_when_lost(record) => Some(KILLED),
         _ => None,
     }
 }

@@ -254,7 +254,41 @@ fn a_machine_killed_with_its_supervisor_starts_again_unless_its_policy_is_never(
     let again = Action::Start { machine: ID, epoch: 1, clean: false };
     assert_eq!(decided(Some(owned.clone()), Some(local(1, Phase::Lost)), true), [again]);
     owned.spec.restart = Restart::Never;
-    assert_eq!(decided(Some(owned), Some(local(1, Phase::Lost)), true), []);
+    let over = Action::Ended { machine: ID, epoch: 1, restarts: 0, code: 137 };
+    assert_eq!(decided(Some(owned), Some(local(1, Phase::Lost)), true), [over]);
+}
+
+#[test]
+fn what_runs_waits_for_nothing_any_more() {
+    // A takeover in its node's absence found no place for it, and the placement stays confirmed.
+    let waits = MachineRecord { waiting: Some("its node does not answer".into()), ..record(Some(placed(ME, 1))) };
+    assert_eq!(decided(Some(waits.clone()), Some(local(1, Phase::Up)), true), [Action::Confirm(ID, 1)]);
+    // What does not run waits still, whatever the ledger says it waits for.
+    assert_eq!(decided(Some(waits.clone()), Some(local(1, Phase::Frozen)), true), [Action::Thaw(ID)]);
+    assert_eq!(decided(Some(waits.clone()), Some(local(1, Phase::Ended)), true), []);
+    assert_eq!(decided(Some(MachineRecord { waiting: None, ..waits }), Some(local(1, Phase::Up)), true), []);
+}
+
+#[test]
+fn an_end_is_told_until_the_ledger_shows_it_and_no_later_run_is_taken_for_it() {
+    let (mine, exited) = (record(Some(placed(ME, 1))), Some(local(1, Phase::Exited(3))));
+    let ended = Action::Ended { machine: ID, epoch: 1, restarts: 0, code: 3 };
+    assert_eq!(decided(Some(mine.clone()), exited, true), std::slice::from_ref(&ended));
+    assert_eq!(decided(Some(mine.clone()), exited, false), [ended]);
+    let told = MachineRecord { desired: Desired::Stopped, ended: Some(3), ..mine.clone() };
+    assert_eq!(decided(Some(told), exited, true), []);
+    // Whoever waits for the placement learns first that it is here.
+    let fresh = record(Some(Placement { confirmed: false, ..placed(ME, 1) }));
+    assert_eq!(decided(Some(fresh), exited, true), [Action::Confirm(ID, 1)]);
+    let start = |epoch| Action::Start { machine: ID, epoch, clean: false };
+    assert_eq!(decided(Some(MachineRecord { restarts: 1, ..mine }), exited, true), [start(1)]);
+    // What ended here was of an older placement, or waits for its policy, or cannot run.
+    let again = Placement { previous: previous(OTHER, 2), ..placed(ME, 3) };
+    assert_eq!(decided(Some(record(Some(again))), exited, true), [start(3)]);
+    for phase in [Phase::Up, Phase::Frozen, Phase::Ended] {
+        let decided = decided(Some(record(Some(placed(ME, 1)))), Some(local(1, phase)), true);
+        assert!(!decided.iter().any(|action| matches!(action, Action::Ended { .. })), "{phase:?}");
+    }
 }
 
 #[test]
@@ -275,7 +309,8 @@ fn a_machine_that_lost_its_supervisor_waits_its_turn_and_no_longer_than_it_is_wa
     assert_eq!(decide_for(MachineRecord { restarts: 1, ..mine.clone() }, &waits), (vec![start], true));
     let mut never = mine;
     never.spec.restart = Restart::Never;
-    assert_eq!(decide_for(never, &BTreeSet::new()), (vec![], false));
+    let over = Action::Ended { machine: ID, epoch: 1, restarts: 0, code: 137 };
+    assert_eq!(decide_for(never, &BTreeSet::new()), (vec![over], false));
 }
 
 #[test]

@@ -3,12 +3,14 @@
 //! Machines share one file system with the node, and nothing caps what each writes. So the node looks at what is left, and
 //! keeps a reserve, a file that can be given up. When little is left, nothing is started here and no scheduler sends
 //! anything, the machine whose writable layer takes most is stopped, and only then the reserve is given up, so that what
-//! was stopped does not eat it. A further machine is stopped when even the reserve shrinks. All of it ends when there is
+//! was stopped does not eat it. Layers that come by moves are admitted together, and one is given up before it eats what
+//! the node needs: its machine stays where it was. A further machine is stopped when even the reserve shrinks. All of it ends when there is
 //! room again. (The ledger has its own headroom, in its file: `fabric::seams::real`.)
 //!
 //! Decides here, acts in [`driver`]; the reconciler stops the machine. Absent: quotas per machine.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
 
 use fabric::human;
 use fabric::ids::MachineId;
@@ -73,6 +75,48 @@ pub fn marks(total: u64) -> Marks {
 /// Bytes that may be written before the disk counts as full.
 pub fn to_spare(disk: DiskSpace) -> u64 {
     disk.free_bytes.saturating_sub(marks(disk.total_bytes).low)
+}
+
+/// The content of layers that come to this node and is not written yet: several may come at once, and each must leave the
+/// others their room.
+#[derive(Debug, Clone, Default)]
+pub struct Coming(Arc<Mutex<u64>>);
+
+impl Coming {
+    /// For one layer; it has no part yet.
+    pub fn claim(&self) -> Claim {
+        Claim { coming: self.clone(), bytes: 0 }
+    }
+
+    fn total(&self) -> std::sync::MutexGuard<'_, u64> {
+        self.0.lock().expect("no holder of this lock panics")
+    }
+}
+
+/// One layer's part of what is [`Coming`], until this goes.
+#[derive(Debug)]
+pub struct Claim {
+    coming: Coming,
+    bytes: u64,
+}
+
+impl Claim {
+    /// Bytes that may come for this layer, of `spare` on the disk. Its part is `needed` from now on if that fits, and
+    /// nothing otherwise.
+    pub fn ask(&mut self, needed: u64, spare: u64) -> u64 {
+        let mut total = self.coming.total();
+        let others = *total - self.bytes;
+        let room = spare.saturating_sub(others);
+        self.bytes = if needed <= room { needed } else { 0 };
+        *total = others + self.bytes;
+        room
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        *self.coming.total() -= self.bytes;
+    }
 }
 
 /// What the decision needs.

@@ -57,3 +57,20 @@ fn the_largest_layer_goes_if_it_matters() {
     assert_eq!(largest(&BTreeMap::from([(A, MIB), (B, 0)]), TOTAL), None, "others fill the disk");
     assert_eq!(largest(&BTreeMap::new(), TOTAL), None);
 }
+
+#[test]
+fn layers_that_come_at_once_leave_each_other_their_room() {
+    let coming = Coming::default();
+    let (mut one, mut two) = (coming.claim(), coming.claim());
+    assert_eq!(one.ask(70, 100), 100);
+    assert_eq!(two.ask(40, 100), 30, "it has none");
+    assert_eq!(one.ask(70, 100), 100, "and takes none from who has");
+    // What is written is on the disk, and to come no more.
+    assert_eq!((one.ask(50, 80), two.ask(30, 80)), (80, 30));
+    assert_eq!(one.ask(50, 79), 49, "a machine has written, too: it is given up");
+    assert_eq!(two.ask(30, 79), 79);
+    drop(two);
+    assert_eq!(coming.claim().ask(1, 1), 1);
+    drop(one);
+    assert_eq!(*coming.total(), 0);
+}

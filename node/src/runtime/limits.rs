@@ -33,6 +33,8 @@ pub const BACKOFF_RESET: Duration = Duration::from_secs(60);
 pub const START_TIMEOUT: Duration = Duration::from_secs(15);
 /// A supervisor answers a request within this time.
 pub const CONTROL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Machines of a former daemon that are adopted at once.
+pub const ADOPTIONS_MAX: usize = 32;
 /// The kernel confirms a freeze within this time, or the request fails.
 pub const FREEZE_TIMEOUT: Duration = Duration::from_secs(3);
 /// The freezer is looked at this often while it works.

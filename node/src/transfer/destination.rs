@@ -70,8 +70,9 @@ pub async fn refuse(writer: &mut (impl AsyncWrite + Unpin), refusal: Refusal) ->
     frames::finish(writer).await
 }
 
-/// Takes the layer of move `id` into `<root>/<id>` until it is prepared: verified, complete and on disk. `room` says how
-/// many bytes may come; none when that is not known.
+/// Takes the layer of move `id` into `<root>/<id>` until it is prepared: verified, complete and on disk. `room` is told
+/// how many bytes of it are to come yet, and says how many may; none when that is not known. It is asked before each block:
+/// others write to the disk, too.
 ///
 /// # Errors
 /// See [`ReceiveError`]; the source is told why.
@@ -79,10 +80,10 @@ pub async fn receive(
     (reader, writer): (&mut (impl AsyncRead + Unpin), &mut (impl AsyncWrite + Unpin)),
     root: &Path,
     id: MoveId,
-    room: impl Fn() -> Option<u64>,
+    mut room: impl FnMut(u64) -> Option<u64>,
     report: Report,
 ) -> Result<Prepared, ReceiveError> {
-    let result = run(reader, writer, (root, id), room, report).await;
+    let result = run(reader, writer, (root, id), &mut room, report).await;
     if let Err(error) = &result {
         let code = match error {
             ReceiveError::NoRoom { .. } => "disk-full",
@@ -110,7 +111,7 @@ async fn run(
     reader: &mut (impl AsyncRead + Unpin),
     writer: &mut (impl AsyncWrite + Unpin),
     (root, id): (&Path, MoveId),
-    room: impl Fn() -> Option<u64>,
+    room: &mut impl FnMut(u64) -> Option<u64>,
     report: Report,
 ) -> Result<Prepared, ReceiveError> {
     let place = root.to_owned();
@@ -129,12 +130,10 @@ async fn run(
         .await?;
         let lacking = lacking?;
         let needed = content(&wanted, &lacking);
-        if let Some(room) = room().filter(|room| needed > *room) {
-            return Err(ReceiveError::NoRoom { needed, room });
-        }
+        fits(needed, room)?;
         send_lacking(writer, &lacking).await?;
         let bytes;
-        (staging, bytes) = take_blocks(reader, staging, &wanted, &lacking, end, &report).await?;
+        (staging, bytes) = take_blocks(reader, staging, &wanted, &lacking, end, (room, &report)).await?;
         received += bytes;
         let prepared;
         (staging, prepared) = blocking(move || {
@@ -177,6 +176,14 @@ async fn read_layer(reader: &mut (impl AsyncRead + Unpin)) -> Result<(Layer, Lay
     }
 }
 
+/// Whether so much may still come.
+fn fits(needed: u64, room: &mut impl FnMut(u64) -> Option<u64>) -> Result<(), ReceiveError> {
+    match room(needed) {
+        Some(room) if needed > room => Err(ReceiveError::NoRoom { needed, room }),
+        _ => Ok(()),
+    }
+}
+
 /// Bytes of these blocks.
 fn content(layer: &Layer, lacking: &[(u32, u32)]) -> u64 {
     let bytes = |(entry, block): &(u32, u32)| match &layer.entries[*entry as usize].kind {
@@ -204,17 +211,18 @@ async fn take_blocks(
     wanted: &Layer,
     lacking: &[(u32, u32)],
     end: LayerEndV1,
-    report: &Report,
+    (room, report): (&mut impl FnMut(u64) -> Option<u64>, &Report),
 ) -> Result<(Staging, u64), ReceiveError> {
     let block_of = |(entry, block): &(u32, u32)| match &wanted.entries[*entry as usize].kind {
         LayerKindV1::File { size, blocks } => (blocks[*block as usize], block_len(*size, *block) as u64),
         _ => (Digest::default(), 0),
     };
-    let bytes_total = lacking.iter().map(|item| block_of(item).1).sum();
+    let bytes_total: u64 = lacking.iter().map(|item| block_of(item).1).sum();
     let (mut bytes_done, mut received) = (0, 0);
     for item in lacking {
         let (entry, index) = *item;
         let (digest, length) = block_of(item);
+        fits(bytes_total - bytes_done, room)?;
         if let Some(block) = read_block(reader, &digest).await? {
             received += block.len() as u64;
             let written;

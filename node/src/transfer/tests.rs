@@ -67,17 +67,17 @@ async fn destination(
     stream: impl AsyncRead + AsyncWrite + Send + 'static,
     staging: std::path::PathBuf,
 ) -> Result<Prepared, ReceiveError> {
-    destination_with(1 << 30, stream, staging).await
+    destination_with(|_| Some(1 << 30), stream, staging).await
 }
 
 async fn destination_with(
-    room: u64,
+    room: impl FnMut(u64) -> Option<u64> + Send,
     stream: impl AsyncRead + AsyncWrite + Send + 'static,
     staging: std::path::PathBuf,
 ) -> Result<Prepared, ReceiveError> {
     let (mut reader, mut writer) = tokio::io::split(stream);
     let (id, _) = accept(&mut reader).await?;
-    receive((&mut reader, &mut writer), &staging, id, || Some(room), quiet()).await
+    receive((&mut reader, &mut writer), &staging, id, room, quiet()).await
 }
 
 async fn open<S: AsyncRead + AsyncWrite + Send + Unpin>(
@@ -123,12 +123,39 @@ async fn a_layer_that_does_not_fit_is_refused_before_its_content_comes() {
     build(&ends.upper);
     let needed = scan(&ends.upper).content_bytes();
     let (near, far) = tokio::io::duplex(1 << 16);
-    let receiving = tokio::spawn(destination_with(needed - 1, far, ends.staging.clone()));
+    let receiving = tokio::spawn(destination_with(move |_| Some(needed - 1), far, ends.staging.clone()));
     let mut source = open(near, &ends.upper).await.unwrap();
     let error = source.sync().await.unwrap_err();
     assert!(error.is_disk_full(), "{error:?}");
     let refused = receiving.await.unwrap().unwrap_err();
     assert!(matches!(refused, ReceiveError::NoRoom { needed: n, .. } if n == needed), "{refused}");
+}
+
+#[tokio::test]
+async fn a_layer_is_given_up_when_others_take_the_room_that_it_needs_yet() {
+    let ends = ends();
+    build(&ends.upper);
+    let (near, far) = tokio::io::duplex(1 << 16);
+    let (mut left, mut asked) = (u64::MAX, Vec::new());
+    let (tell, told) = std::sync::mpsc::channel();
+    let room = move |needed| {
+        asked.push(needed);
+        let _ = tell.send(needed);
+        // After the first block a machine writes as much as that: one byte more is to come than may.
+        left = if asked.len() <= 2 { needed } else { left.min(needed) - 1 };
+        Some(left)
+    };
+    let receiving = tokio::spawn(destination_with(room, far, ends.staging.clone()));
+    let mut source = open(near, &ends.upper).await.unwrap();
+    let error = source.sync().await.unwrap_err();
+    assert!(error.is_disk_full(), "{error:?}");
+    assert!(matches!(receiving.await.unwrap().unwrap_err(), ReceiveError::NoRoom { .. }));
+    let asked: Vec<u64> = told.iter().collect();
+    let all = scan(&ends.upper).content_bytes();
+    assert!(
+        asked.len() == 3 && asked[..2] == [all; 2] && asked[2] < all,
+        "what has come is asked for no more: {asked:?}"
+    );
 }
 
 #[tokio::test]

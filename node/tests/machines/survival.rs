@@ -120,6 +120,27 @@ async fn a_frozen_machine_dies_with_its_supervisor_though_nobody_listens() {
 
 #[tokio::test]
 #[ignore = "needs root and namespaces"]
+async fn hung_supervisors_hold_a_new_daemon_up_once_and_not_one_after_the_other() {
+    let mut world = World::new();
+    let mut ids = Vec::new();
+    for number in 1..=4 {
+        let id = world.start(&world.script(number, "sleep 4321")).await;
+        world.expect(id, MachineState::Running).await;
+        ids.push(id);
+    }
+    ids[1..].iter().for_each(|id| kill(Pid::from_raw(world.supervisor(*id)), Signal::SIGSTOP).unwrap());
+    let begun = std::time::Instant::now();
+    world.runtime = world.new_daemon();
+    let found = world.runtime.list().await.unwrap();
+    let took = begun.elapsed();
+    // Each that hangs costs its time-out of five seconds.
+    assert!((5..10).contains(&took.as_secs()), "{took:?}");
+    let up: Vec<_> = found.iter().filter(|machine| machine.is_up()).map(|machine| machine.id).collect();
+    assert_eq!((up, found.len()), (ids[..1].to_vec(), 4), "who hangs is ended, and no other");
+}
+
+#[tokio::test]
+#[ignore = "needs root and namespaces"]
 async fn a_disk_kept_aside_long_enough_is_removed_and_nothing_of_others() {
     let world = World::new();
     let id = world.start(&world.script(1, "echo once > /mark; sleep 4321")).await;

@@ -48,6 +48,7 @@ fn samples() -> Vec<Command> {
         DeleteImage { tenant: name("sub"), name: name("shell"), expected_revision: None },
         SetFeatureLevel { level: 1 },
         AddCa { ca: ca(1) },
+        Ended { machine, epoch: 2, restarts: 1, code: 3 },
     ]
 }
 
@@ -105,6 +106,7 @@ put-image 8f916667cd
 delete-image 6289fc6985
 set-feature-level 2885e63ac2
 add-ca 8a2df52439
+ended 192ba45dce
 ";
 
 #[test]

@@ -38,6 +38,15 @@ struct Want {
     wait: Duration,
 }
 
+/// A subject as it was fetched.
+struct Fetched {
+    at: (u64, u64),
+    at_ms: u64,
+    digest: Digest,
+    /// None when it is what this node has already.
+    bytes: Option<Vec<u8>>,
+}
+
 impl Ledger {
     /// The records that concern this node, from its own copy or, on a spare, from its feed.
     pub fn mine(&self) -> Mine {
@@ -130,7 +139,7 @@ impl Inner {
     fn view_blob(&self, node: NodeId) -> Blob {
         let view = self.own_view(node);
         let bytes = Bytes::from(view.encode());
-        let blob = Blob { at: view.at, digest: Mine::digest(&bytes), bytes };
+        let blob = Blob { at: view.at, at_ms: view.at_ms, digest: Mine::digest(&bytes), bytes };
         self.blobs().keep(blob.clone());
         blob
     }
@@ -151,14 +160,14 @@ impl Inner {
         };
         let chunks = encode_state(&state, CaKeys::Without).await.chunks;
         let bytes = Bytes::from(chunks.concat());
-        let blob = Blob { at, digest: Digest::of(&bytes), bytes };
+        let blob = Blob { at, at_ms: state.settings.at_ms, digest: Digest::of(&bytes), bytes };
         self.blobs().keep(blob.clone());
         *self.full.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some((Instant::now(), blob.digest));
         blob
     }
 
-    /// Fetches all pages of a subject from `target`; none when it is what we have already.
-    async fn fetch(&self, target: NodeId, want: &Want) -> Option<((u64, u64), Digest, Option<Vec<u8>>)> {
+    /// Fetches all pages of a subject from `target`.
+    async fn fetch(&self, target: NodeId, want: &Want) -> Option<Fetched> {
         let mut request = PageRequestV1 {
             subject: want.subject,
             known: want.known,
@@ -176,7 +185,7 @@ impl Inner {
                 return None;
             }
             if request.offset == 0 && want.have == Some(page.digest) {
-                return Some((page.at, page.digest, None));
+                return Some(Fetched { at: page.at, at_ms: page.at_ms, digest: page.digest, bytes: None });
             }
             if request.have != Some(page.digest) || page.offset != bytes.len() as u64 {
                 if page.offset != 0 {
@@ -187,7 +196,8 @@ impl Inner {
             bytes.extend_from_slice(&page.data);
             if bytes.len() as u64 >= page.total {
                 let whole = bytes.len() as u64 == page.total && Digest::of(&bytes) == page.digest;
-                return whole.then_some((page.at, page.digest, Some(bytes)));
+                let PageV1 { at, at_ms, digest, .. } = page;
+                return whole.then_some(Fetched { at, at_ms, digest, bytes: Some(bytes) });
             }
             if page.data.is_empty() {
                 return None;
@@ -246,7 +256,7 @@ impl Inner {
         let (known, have) = self.replica().as_ref().map_or(((0, 0), None), |copy| (copy.at, Some(copy.digest)));
         let asked = Instant::now();
         let want = Want { subject: SubjectV1::State, known, have, min_index, wait: Duration::ZERO };
-        let Some((at, digest, bytes)) = self.fetch(target, &want).await else { return false };
+        let Some(Fetched { at, digest, bytes, .. }) = self.fetch(target, &want).await else { return false };
         let state = match bytes {
             None => None,
             Some(bytes) => match read_state(&bytes) {
@@ -277,14 +287,15 @@ impl Inner {
             (view.at, (view.at != (0, 0)).then(|| Mine::digest(&view.encode())))
         };
         let want = Want { subject: SubjectV1::Mine, known, have, min_index, wait };
-        let Some((at, digest, bytes)) = self.fetch(target, &want).await else { return false };
+        let Some(fetched) = self.fetch(target, &want).await else { return false };
         self.heard_feed();
-        self.take_in(at, digest, bytes.as_deref()) && self.show(at).await
+        self.take_in(&fetched) && self.show(fetched.at).await
     }
 
     /// Makes a page's view this node's, unless it has a newer one by now: the feed and a read that is in a hurry ask side
     /// by side. Without bytes it is the one that was here when the page was asked for. Whether this node knows as much now.
-    fn take_in(&self, at: (u64, u64), digest: Digest, bytes: Option<&[u8]>) -> bool {
+    fn take_in(&self, fetched: &Fetched) -> bool {
+        let Fetched { at, at_ms, digest, ref bytes } = *fetched;
         let _alone = self.taking.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let known = self.view.borrow().clone();
         if at <= known.at {
@@ -294,10 +305,10 @@ impl Inner {
             if Mine::digest(&known.encode()) != digest {
                 return false; // another came in between, and what this page confirms is gone
             }
-            self.publish(Mine { at, ..(*known).clone() });
+            self.publish(Mine { at, at_ms, ..(*known).clone() });
             return true;
         };
-        let Ok(view) = Mine::decode(at, bytes) else { return false };
+        let Ok(view) = Mine::decode((at, at_ms), bytes) else { return false };
         // On disk before anybody acts on it: a restart must not fall behind what was acted on.
         if let Err(error) = view.save(&*self.disk, self.me) {
             tracing::warn!(%error, "the feed's view could not be kept");
@@ -370,7 +381,7 @@ fn page(blob: &Blob, asked: &PageRequestV1) -> PageV1 {
     let offset = if same { asked.offset } else { 0 };
     let rest = blob.bytes.get(offset as usize..).unwrap_or_default();
     let data = if same && asked.offset == 0 { Vec::new() } else { rest[..rest.len().min(CHUNK_BYTES)].to_vec() };
-    PageV1 { at: blob.at, digest: blob.digest, total: blob.bytes.len() as u64, offset, data }
+    PageV1 { at: blob.at, at_ms: blob.at_ms, digest: blob.digest, total: blob.bytes.len() as u64, offset, data }
 }
 
 /// While this node is a spare: follows the feed of whoever answers.

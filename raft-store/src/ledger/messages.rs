@@ -118,6 +118,8 @@ pub(crate) struct PageRequestV1 {
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PageV1 {
     pub(crate) at: (u64, u64),
+    /// Stamp of the last entry that was applied then.
+    pub(crate) at_ms: u64,
     pub(crate) digest: Digest,
     pub(crate) total: u64,
     pub(crate) offset: u64,

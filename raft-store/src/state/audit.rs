@@ -143,6 +143,7 @@ impl State {
             | RestartMachine { machine, .. }
             | Forget { machine, .. }
             | Confirm { machine, .. }
+            | Ended { machine, .. }
             | Failed { machine, .. }
             | Release { machine, .. }
             | Takeover { machine, .. }

@@ -49,6 +49,7 @@ impl State {
             | PlanAbsence { node: subject, .. }
             | EndAbsence { node: subject } => *subject == node,
             Confirm { machine, .. }
+            | Ended { machine, .. }
             | Failed { machine, .. }
             | Release { machine, .. }
             | Forget { machine, .. }

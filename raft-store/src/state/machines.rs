@@ -75,6 +75,7 @@ impl State {
             failures: 0,
             not_before_ms: 0,
             waiting: None,
+            ended: None,
             created_ms: self.now_ms(),
             revision,
         });
@@ -103,8 +104,10 @@ impl State {
             machine.desired = desired;
             machine.waiting = None;
             if desired == Desired::Running {
-                // The user asks anew: the back-off of earlier failures is over.
+                // The user asks anew: the back-off of earlier failures is over, and a run that has ended is over, too.
                 (machine.failures, machine.not_before_ms) = (0, 0);
+                machine.restarts += 1;
+                machine.ended = None;
             }
             if let (Desired::Deleted, Some(placement)) = (desired, &mut machine.placement) {
                 // What is to be destroyed is not moved: this competes with SWITCH as an ABORT does.

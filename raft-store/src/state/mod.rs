@@ -146,6 +146,7 @@ impl State {
             Forget { machine, epoch } => self.forget(actor.node, *machine, *epoch),
             Place { items } => self.place(items),
             Confirm { machine, epoch } => self.confirm(actor.node, *machine, *epoch),
+            Ended { machine, epoch, restarts, code } => self.ended(actor.node, *machine, *epoch, *restarts, *code),
             Failed { machine, epoch, reason, back_off_ms } => {
                 self.failed(actor.node, *machine, *epoch, reason, *back_off_ms)
             }

@@ -241,6 +241,28 @@ impl State {
         Ok(Outcome::Done { revision: self.revision() })
     }
 
+    pub(super) fn ended(
+        &mut self,
+        actor: NodeId,
+        id: MachineId,
+        epoch: u64,
+        restarts: u64,
+        code: i32,
+    ) -> Result<Outcome, Refusal> {
+        let (machine, _) = self.owned_placement(actor, id, epoch)?;
+        wanted(machine)?;
+        if machine.restarts != restarts {
+            return Err(Refusal::new(codes::REVISION, format!("machine {} is to be started again", machine.name))
+                .field("restarts", restarts));
+        }
+        self.change_machine(id, |machine| {
+            machine.desired = Desired::Stopped;
+            machine.ended = Some(code);
+            machine.waiting = None;
+        });
+        Ok(Outcome::Done { revision: self.revision() })
+    }
+
     pub(super) fn failed(
         &mut self,
         actor: NodeId,

@@ -14,6 +14,7 @@ use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use tokio::sync::{broadcast, watch};
 
+use super::guarded::guarded;
 use super::{Store, StoreError};
 use crate::command::{Command, Envelope};
 use crate::lease::Book;
@@ -206,7 +207,7 @@ pub(crate) struct StateMachine {
 impl StateMachine {
     /// Loads the latest snapshot; openraft replays the committed entries behind it.
     pub(crate) fn load(store: Store, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
-        let machine = store.load_snapshot()?.unwrap_or_default();
+        let machine = guarded(|| store.load_snapshot())?.unwrap_or_default();
         Ok(StateMachine { store, shared: Arc::new(Shared::new(machine, clock)) })
     }
 

@@ -11,6 +11,7 @@
 
 #[cfg(test)]
 mod cuts;
+mod guarded;
 mod identity;
 mod journal;
 mod log;
@@ -182,6 +183,10 @@ impl Store {
     /// Opens the database, or makes it if there never was one (which whoever knows that it was `begun` rules out), and
     /// verifies every record of the log.
     pub(crate) fn open(disk: &dyn Disk, entropy: &dyn Entropy, begun: bool) -> Result<Self, StoreError> {
+        guarded::guarded(|| Store::read(disk, entropy, begun))
+    }
+
+    fn read(disk: &dyn Disk, entropy: &dyn Entropy, begun: bool) -> Result<Self, StoreError> {
         let note = identity::noted(disk)?;
         identity::check_there(disk, note.as_ref(), begun)?;
         let journal = Journal::open(disk)?;

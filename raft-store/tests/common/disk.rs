@@ -234,6 +234,19 @@ impl MemoryDisk {
         found
     }
 
+    /// A file as it is.
+    pub fn bytes(&self, name: &str) -> Vec<u8> {
+        self.inner().files[name].cached.clone()
+    }
+
+    /// Makes a file hold this, synced.
+    pub fn set_bytes(&self, name: &str, bytes: Vec<u8>) {
+        let mut inner = self.inner();
+        let file = inner.files.get_mut(name).unwrap();
+        file.pending.clear();
+        (file.platter, file.cached) = (bytes.clone(), bytes);
+    }
+
     fn with<T>(&self, act: impl FnOnce(&mut Inner) -> io::Result<T>) -> io::Result<T> {
         let mut inner = self.inner();
         if inner.boot == self.boot { act(&mut inner) } else { Err(io::Error::other("power cut")) }

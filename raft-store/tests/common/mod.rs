@@ -14,7 +14,7 @@ use fabric::ids::{ClusterId, Digest, MachineId, NodeId, TokenId};
 use fabric::model::{Capacity, MachineSpec, Name, NodeRecord, Quota, Resources, Restart, Role};
 use fabric::rpc::{CallError, Kind, Peer, Router, Rpc};
 use fabric::seams::real::{HostUdp, KernelClock};
-use fabric::seams::{Entropy, Seams};
+use fabric::seams::{Clock, Entropy, Seams};
 use raft_store::command::{Actor, Ca, Command, PlaceItem};
 use raft_store::ledger::{
     Ledger, LedgerConfig, LedgerError, LedgerStatus, Part, Registration, StartError, Surroundings,
@@ -154,6 +154,21 @@ pub struct Host {
     pub ledger: Option<Ledger>,
     pub role: Role,
     pub seed: u64,
+    /// So far behind is its wall clock, from its next start on.
+    pub behind: Duration,
+}
+
+/// A wall clock that is wrong.
+#[derive(Debug)]
+struct Behind(Duration);
+
+impl Clock for Behind {
+    fn boottime(&self) -> Duration {
+        KernelClock.boottime()
+    }
+    fn wall(&self) -> Duration {
+        KernelClock.wall() - self.0
+    }
 }
 
 /// The cluster.
@@ -257,7 +272,14 @@ impl Cluster {
         for (number, role) in (1..).zip(roles) {
             let seed = u64::from(number);
             let disk = MemoryDisk::new(seed);
-            cluster.hosts.push(Host { id: id_of(number), disk, ledger: None, role: *role, seed });
+            cluster.hosts.push(Host {
+                id: id_of(number),
+                disk,
+                ledger: None,
+                role: *role,
+                seed,
+                behind: Duration::ZERO,
+            });
         }
         for at in 0..cluster.hosts.len() {
             cluster.start(at).await.unwrap();
@@ -323,7 +345,7 @@ impl Cluster {
         host.disk = host.disk.reboot();
         host.seed += 1_000;
         let seams = Seams {
-            clock: Arc::new(KernelClock),
+            clock: Arc::new(Behind(host.behind)),
             entropy: Arc::new(Seeded(Mutex::new(SmallRng::seed_from_u64(host.seed)))),
             disk: Arc::new(host.disk.clone()),
             udp: Arc::new(HostUdp),

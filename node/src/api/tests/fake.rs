@@ -104,7 +104,9 @@ impl Fake {
     /// The owner reports.
     pub fn observe(&self, machine: &str, observed: MachineState, exit_code: Option<i32>) {
         self.change(|state| {
-            let id = state.machines[&name(machine)].id;
+            let record = state.machines.get_mut(&name(machine)).unwrap();
+            record.ended = exit_code.filter(|_| observed == MachineState::Exited);
+            let id = record.id;
             let status = MachineStatus {
                 id,
                 epoch: 1,
@@ -146,6 +148,7 @@ impl Fake {
             failures: 0,
             not_before_ms: 0,
             waiting: None,
+            ended: None,
             created_ms: 1,
             revision: state.revision,
         };

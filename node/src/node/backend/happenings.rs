@@ -129,6 +129,7 @@ pub fn told(entry: &AuditEntry, name_of: impl Fn(NodeId) -> String) -> Option<Ev
         "place" if waits => ("machine-waiting", format!("{about} waits for a place: none has room now")),
         "place" => ("machine-placed", format!("{about} has a place")),
         "takeover" => ("machine-taken-over", format!("{about} gets a new node: its own does not answer")),
+        "ended" => ("machine-ended", format!("the program of {about} has ended on {node}")),
         "failed" => ("machine-failed", format!("{about} failed on {node}")),
         "release" => ("machine-released", format!("{node} gave {about} up")),
         "forget-machine" => ("machine-deleted", format!("{about} is gone from {node}")),

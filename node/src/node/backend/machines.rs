@@ -82,6 +82,7 @@ impl NodeBackend {
             failures: 0,
             not_before_ms: 0,
             waiting: Some("a dry run: nothing was made".into()),
+            ended: None,
             created_ms: self.context.now_ms(),
             revision: 0,
         };
@@ -113,12 +114,12 @@ impl NodeBackend {
             let status = observed.statuses.remove(&record.id);
             (record, status)
         });
-        let matching = with_status.filter(|(_, status)| {
-            query
-                .state
-                .is_none_or(|state| status.as_ref().map_or(fabric::model::MachineState::Pending, |s| s.state) == state)
+        let views = with_status.map(|(record, status)| views::machine(context, record, status));
+        let matching = views.filter(|view| {
+            let state = view.status.as_ref().map_or(fabric::model::MachineState::Pending, |status| status.state);
+            query.state.is_none_or(|wanted| wanted == state)
         });
-        let views = matching.map(|(record, status)| (record.name.to_string(), views::machine(context, record, status)));
+        let views = matching.map(|view| (view.record.name.to_string(), view));
         let mut page = self.page(query, views.collect::<Vec<_>>().into_iter());
         page.unreachable = observed.unreachable;
         Ok(page)

@@ -5,7 +5,7 @@ use std::time::Duration;
 use fabric::human;
 use fabric::ids::NodeId;
 use fabric::membership::State as MemberState;
-use fabric::model::{MachineRecord, MachineStatus, Name, NodeRecord, NodeState};
+use fabric::model::{MachineRecord, MachineState, MachineStatus, Name, NodeRecord, NodeState};
 use raft_store::state::State;
 
 use crate::api::backend::{Liveness, MachineView, NodeView};
@@ -87,7 +87,33 @@ pub fn machine(context: &Context, mut record: MachineRecord, status: Option<Mach
             placement.and_then(|placement| placement.moving).map(|moving| name_of(state, moving.to)),
         )
     });
+    let status = ended(&record, status);
     MachineView { record, node, pinned, moving_to, status }
+}
+
+/// What is told of a machine that has run to its end: the ledger knows it, also when its node is gone, or had the machine
+/// brought to it later.
+fn ended(record: &MachineRecord, status: Option<MachineStatus>) -> Option<MachineStatus> {
+    let Some(code) = record.ended else { return status };
+    let mut status = status.unwrap_or_else(|| MachineStatus {
+        id: record.id,
+        epoch: record.epoch,
+        state: MachineState::Stopped,
+        pid: None,
+        started_ms: None,
+        restarts: 0,
+        exit_code: None,
+        reason: None,
+        cpu_micros: 0,
+        memory_bytes: 0,
+        memory_floor: String::new(),
+    });
+    if matches!(status.state, MachineState::Stopped | MachineState::Exited) {
+        status.state = MachineState::Exited;
+        status.exit_code = Some(code);
+        status.reason.get_or_insert_with(|| format!("its program ended with {code}"));
+    }
+    Some(status)
 }
 
 /// `tenant` is `root` or below it.

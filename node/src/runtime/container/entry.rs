@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use fabric::ids::MachineId;
 use fabric::model::{MachineState, MachineStatus};
+use futures_util::{StreamExt, stream};
 use tokio::sync::{OnceCell, watch};
 use tokio::time::timeout;
 
 use super::client::{Feed, ask, dial};
 use super::{io_error, machine_dir};
 use crate::runtime::cgroup::{Host, Usage};
-use crate::runtime::limits::{CONTROL_TIMEOUT, KILL_TIMEOUT};
+use crate::runtime::limits::{ADOPTIONS_MAX, CONTROL_TIMEOUT, KILL_TIMEOUT};
 use crate::runtime::line::{Request, StatusLine};
 use crate::runtime::process::Process;
 use crate::runtime::record::{ENDED, LAUNCH, LaunchRecord, PID, UPPER};
@@ -235,9 +236,8 @@ impl Shared {
         let dir = self.machines();
         let listing = fs::read_dir(&dir).map_err(io_error(format!("list {}", dir.display())))?;
         let ids: Vec<MachineId> = listing.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
-        for id in ids {
-            self.adopt_one(id).await;
-        }
+        // One whose supervisor hangs costs its whole time-out: the others do not wait for it.
+        stream::iter(ids).for_each_concurrent(ADOPTIONS_MAX, |id| self.adopt_one(id)).await;
         Ok(())
     }
 

@@ -69,7 +69,7 @@ fn the_wanted_state_changes_and_deleted_is_final() {
     );
     world.ok(desire(1, Desired::Running));
     world.ok(Command::RestartMachine { machine: machine_id(1), expected_revision: None });
-    assert_eq!(world.machine(1).restarts, 1);
+    assert_eq!(world.machine(1).restarts, 2, "a start is a request to run anew, as a restart is");
     let revision = world.machine(1).revision;
     assert_eq!(world.ok(desire(1, Desired::Running)), Outcome::Done { revision });
     world.ok(desire(1, Desired::Deleted));
@@ -118,4 +118,42 @@ fn labels_are_patched_within_their_bounds() {
     let many: Vec<String> = (0..31).map(|n| format!("k{n}")).collect();
     let many: Vec<(&str, &str)> = many.iter().map(|k| (k.as_str(), "")).collect();
     assert_eq!(world.no(update(&many, &[], None)), codes::INVALID);
+}
+
+fn ended(n: u8, epoch: u64, restarts: u64, code: i32) -> Command {
+    Command::Ended { machine: machine_id(n), epoch, restarts, code }
+}
+
+#[test]
+fn a_machine_that_has_ended_is_wanted_stopped_and_is_not_taken_over() {
+    let mut world = World::new();
+    world.run(1, spec(GIB), 2);
+    world.ok_from(2, ended(1, 1, 0, 3));
+    let machine = world.machine(1);
+    assert_eq!((machine.desired, machine.ended, machine.restarts), (Desired::Stopped, Some(3), 0));
+    assert_eq!(world.no(takeover(1, 1, 2, &[3], 1)), codes::NOT_WANTED);
+    // Moved, it stays so.
+    world.ok(move_begin(1, 1, 7, 3));
+    world.ok_from(2, move_switch(1, 1, 7));
+    assert_eq!((world.machine(1).desired, world.machine(1).ended), (Desired::Stopped, Some(3)));
+    world.ok(desire(1, Desired::Running));
+    assert_eq!((world.machine(1).ended, world.machine(1).restarts), (None, 1), "a new run");
+}
+
+#[test]
+fn only_the_owner_tells_of_an_end_and_only_of_the_run_that_is_wanted() {
+    let mut world = World::new();
+    world.run(1, spec(GIB), 2);
+    let no = |world: &mut World, from, command| world.ask_from(from, command).unwrap_err().code;
+    assert_eq!(no(&mut world, 3, ended(1, 1, 0, 0)), codes::DENIED);
+    assert_eq!(no(&mut world, 2, ended(1, 2, 0, 0)), codes::STALE_EPOCH);
+    world.ok(Command::RestartMachine { machine: machine_id(1), expected_revision: None });
+    assert_eq!(no(&mut world, 2, ended(1, 1, 0, 0)), codes::REVISION, "somebody has asked for another run since");
+    world.ok(desire(1, Desired::Stopped));
+    assert_eq!(no(&mut world, 2, ended(1, 1, 1, 0)), codes::NOT_WANTED);
+    assert_eq!(world.machine(1).ended, None);
+    world.ok(desire(1, Desired::Running));
+    assert_eq!(no(&mut world, 2, ended(1, 1, 1, 0)), codes::REVISION);
+    world.ok_from(2, ended(1, 1, 2, 0));
+    assert_eq!(no(&mut world, 2, ended(1, 1, 2, 0)), codes::NOT_WANTED, "told twice");
 }

@@ -135,6 +135,8 @@ fn machine_command() -> impl Strategy<Value = Command> {
             items: items.iter().map(|(n, epoch, candidates)| item(*n, *epoch, candidates)).collect()
         }),
         3 => (m(), epoch()).prop_map(|(machine, epoch)| Confirm { machine, epoch }),
+        2 => (m(), epoch(), 0u64..3, 0i32..2)
+            .prop_map(|(machine, epoch, restarts, code)| Ended { machine, epoch, restarts, code }),
         2 => (m(), epoch(), any::<u64>()).prop_map(|(machine, epoch, back_off_ms)| Failed {
             machine,
             epoch,
@@ -155,6 +157,7 @@ fn informed(state: &State, mut command: Command, actor: &mut Actor) -> Command {
     use crate::command::CommandV1::*;
     match &mut command {
         Confirm { machine, epoch }
+        | Ended { machine, epoch, .. }
         | Failed { machine, epoch, .. }
         | Release { machine, epoch }
         | Forget { machine, epoch }
