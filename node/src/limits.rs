@@ -68,5 +68,11 @@ pub const RESERVE_BYTES_MAX: u64 = 64 << 20;
 pub const DISK_LOW_DIVISOR: u64 = 20;
 /// Free space that never counts as none.
 pub const DISK_LOW_BYTES_MAX: u64 = 1 << 30;
+/// A program that is silent has an empty frame of output sent this often, so that a client that has gone is noticed.
+pub const EXEC_BEAT: Duration = Duration::from_secs(5);
+/// Whether the client of a forwarded connection has gone is looked at this often.
+pub const FORWARD_LOOK: Duration = Duration::from_secs(2);
+/// What a client had sent before it went has this long to reach the machine.
+pub const FORWARD_DRAIN: Duration = Duration::from_secs(10);
 /// Connections that one `machine forward` carries at once.
 pub const FORWARDS_MAX: usize = 256;
