@@ -96,6 +96,14 @@ impl NodeBackend {
         staleness_ms(&self.context)
     }
 
+    /// An operation whose failure speaks of nodes by their names.
+    fn named(&self, mut view: OperationView) -> OperationView {
+        if let Some(error) = &mut view.error {
+            error.message = self.in_names(&error.message);
+        }
+        view
+    }
+
     fn one<T>(&self, item: T) -> One<T> {
         One { item, staleness_ms: self.staleness_ms(), unreachable: Vec::new() }
     }
@@ -142,6 +150,13 @@ impl Backend for NodeBackend {
 
     fn is_below(&self, tenant: &Name, root: &Name) -> bool {
         views::is_below(&self.context, tenant, root)
+    }
+
+    fn in_names(&self, words: &str) -> String {
+        self.context.ledger.read(|state| {
+            let node = |short: &str| state.nodes.values().find(|node| node.id.short() == short);
+            views::in_names(words, |short| node(short).map(|node| node.name.to_string()))
+        })
     }
 
     fn changes(&self) -> watch::Receiver<u64> {
@@ -307,12 +322,13 @@ impl Backend for NodeBackend {
     }
 
     async fn operation(&self, _read: &Read, id: OperationId) -> Result<OperationView> {
-        self.context.operations.get(id).ok_or_else(|| Failure::not_found("operation", id))
+        let found = self.context.operations.get(id);
+        found.map(|view| self.named(view)).ok_or_else(|| Failure::not_found("operation", id))
     }
 
     async fn list_operations(&self, _read: &Read, query: &Query) -> Result<Page<OperationView>> {
         let all = self.context.operations.list();
-        let page = self.page(query, all.into_iter().map(|operation| (operation.id.to_string(), operation)));
+        let page = self.page(query, all.into_iter().map(|operation| (operation.id.to_string(), self.named(operation))));
         // They are this node's own.
         Ok(Page { partial: false, ..page })
     }
