@@ -36,10 +36,6 @@ pub const API_LIST_DEFAULT: usize = 500;
 pub const API_LABEL_FILTERS_MAX: usize = 16;
 /// Bytes of an `Idempotency-Key`.
 pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
-/// Longest life of a join token.
-pub const TOKEN_TTL_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
-/// Most admissions of one join token.
-pub const TOKEN_USES_MAX: u32 = 5_000;
 /// Paths of one `image from-host`.
 pub const IMAGE_PATHS_MAX: usize = 256;
 /// Bytes of an answer that a client takes into memory.
