@@ -92,6 +92,15 @@ impl NodeBackend {
         Ok(())
     }
 
+    /// An empty list would hide that a tenant is not there. A worker knows no tenants.
+    fn check_tenant(&self, tenant: &Name) -> Result<()> {
+        let known = self.context.ledger.read(|state| state.tenants.contains_key(tenant));
+        if known || self.context.role == Role::Worker {
+            return Ok(());
+        }
+        Err(Failure::not_found("tenant", tenant))
+    }
+
     fn staleness_ms(&self) -> u64 {
         staleness_ms(&self.context)
     }
@@ -253,6 +262,7 @@ impl Backend for NodeBackend {
 
     async fn list_machines(&self, read: &Read, tenant: &Name, query: &Query) -> Result<Page<MachineView>> {
         self.fresh(read).await?;
+        self.check_tenant(tenant)?;
         self.machines(tenant, query).await
     }
 
@@ -310,6 +320,7 @@ impl Backend for NodeBackend {
 
     async fn list_images(&self, read: &Read, tenant: &Name, query: &Query) -> Result<Page<ImageRecord>> {
         self.fresh(read).await?;
+        self.check_tenant(tenant)?;
         let all = self.context.ledger.read(|state| state.images.clone());
         let own = all.into_iter().filter(|((owner, _), _)| owner == tenant);
         Ok(self.page(query, own.map(|((_, name), image)| (name.to_string(), image))))
