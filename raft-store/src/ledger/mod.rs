@@ -34,9 +34,10 @@ use tokio::time::Instant;
 
 pub use error::{LedgerError, StartError};
 
-/// What the ledger keeps in the data directory: its database, the note of which one that is, a spare's view. The first and
-/// the last hold secrets.
+/// What the ledger keeps in the data directory: its database, the note of which one that is, a spare's view.
 pub const FILES: [&str; 3] = [crate::store::FILE, crate::store::NOTE, crate::feed::FILE];
+/// Those of [`FILES`] that hold secrets.
+pub const SECRETS: [&str; 2] = [crate::store::FILE, crate::feed::FILE];
 
 pub use leasing::Renewal;
 #[cfg(test)]
