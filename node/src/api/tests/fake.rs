@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use crate::api::backend::*;
 use crate::api::failure::Failure;
 use crate::api::frames::ExecFrame;
+use crate::fixtures;
 
 pub const OPERATOR: &str = "operator-token";
 pub const TENANT: &str = "acme-token";
@@ -106,17 +107,11 @@ impl Fake {
         self.change(|state| {
             let id = state.machines[&name(machine)].id;
             let status = MachineStatus {
-                id,
-                epoch: 1,
-                state: observed,
                 pid: Some(7),
                 started_ms: Some(2),
-                restarts: 0,
                 exit_code,
-                reason: None,
-                cpu_micros: 0,
-                memory_bytes: 0,
                 memory_floor: "guaranteed".into(),
+                ..fixtures::status(id, observed)
             };
             state.statuses.insert(name(machine), status);
         });
