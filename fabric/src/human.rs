@@ -46,6 +46,11 @@ pub fn age(now_ms: u64, then_ms: u64) -> String {
     }
 }
 
+/// `1 machine`, `2 machines`: of things whose plural ends in s.
+pub fn count(number: usize, thing: &str) -> String {
+    if number == 1 { format!("1 {thing}") } else { format!("{number} {thing}s") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -61,5 +66,6 @@ mod tests {
         assert_eq!(duration(Duration::from_secs(200)), "3m 20s");
         assert_eq!(age(200_000, 0), "3m ago");
         assert_eq!(age(0, 5), "now");
+        assert_eq!([0, 1, 2].map(|number| count(number, "machine")), ["0 machines", "1 machine", "2 machines"]);
     }
 }

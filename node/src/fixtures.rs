@@ -1,7 +1,9 @@
 //! Records that the tests of several modules start from.
 
 use fabric::ids::{Digest, MachineId, NodeId};
-use fabric::model::{Desired, Labels, MachineRecord, MachineSpec, Placement, Resources, Restart};
+use fabric::model::{
+    Desired, Labels, MachineRecord, MachineSpec, MachineState, MachineStatus, Placement, Resources, Restart,
+};
 
 /// A settled placement.
 pub fn placed(node: NodeId, epoch: u64) -> Placement {
@@ -36,5 +38,22 @@ pub fn machine(number: u8, placement: Option<Placement>) -> MachineRecord {
         ended: None,
         created_ms: 0,
         revision: 1,
+    }
+}
+
+/// What an owner observes of a machine that has never ended.
+pub fn status(id: MachineId, state: MachineState) -> MachineStatus {
+    MachineStatus {
+        id,
+        epoch: 1,
+        state,
+        pid: None,
+        started_ms: None,
+        restarts: 0,
+        exit_code: None,
+        reason: None,
+        cpu_micros: 0,
+        memory_bytes: 0,
+        memory_floor: String::new(),
     }
 }

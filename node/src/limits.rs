@@ -36,10 +36,6 @@ pub const API_LIST_DEFAULT: usize = 500;
 pub const API_LABEL_FILTERS_MAX: usize = 16;
 /// Bytes of an `Idempotency-Key`.
 pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
-/// Longest life of a join token.
-pub const TOKEN_TTL_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
-/// Most admissions of one join token.
-pub const TOKEN_USES_MAX: u32 = 5_000;
 /// Paths of one `image from-host`.
 pub const IMAGE_PATHS_MAX: usize = 256;
 /// Bytes of an answer that a client takes into memory.
@@ -68,5 +64,11 @@ pub const RESERVE_BYTES_MAX: u64 = 64 << 20;
 pub const DISK_LOW_DIVISOR: u64 = 20;
 /// Free space that never counts as none.
 pub const DISK_LOW_BYTES_MAX: u64 = 1 << 30;
+/// A program that is silent has an empty frame of output sent this often, so that a client that has gone is noticed.
+pub const EXEC_BEAT: Duration = Duration::from_secs(5);
+/// Whether the client of a forwarded connection has gone is looked at this often.
+pub const FORWARD_LOOK: Duration = Duration::from_secs(2);
+/// What a client had sent before it went has this long to reach the machine.
+pub const FORWARD_DRAIN: Duration = Duration::from_secs(10);
 /// Connections that one `machine forward` carries at once.
 pub const FORWARDS_MAX: usize = 256;

@@ -8,6 +8,7 @@
 
 use std::fmt;
 
+use fabric::human::count;
 use fabric::ids::{ClusterId, Digest, IdempotencyKey, MachineId, MoveId, NodeId, TokenId};
 use fabric::model::{Capacity, Desired, Labels, MachineSpec, Name, NodeRecord, Quota, Role, Tombstone};
 use fabric::records;
@@ -415,7 +416,7 @@ impl CommandV1 {
             | MoveBegin { machine, .. }
             | MoveSwitch { machine, .. }
             | MoveAbort { machine, .. } => machine.to_string(),
-            Place { items } => format!("{} machines", items.len()),
+            Place { items } => count(items.len(), "machine"),
             SetFeatureLevel { level } => level.to_string(),
             AddCa { ca } => Digest::of(&ca.cert_der).to_string(),
         }

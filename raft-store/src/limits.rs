@@ -13,7 +13,7 @@ pub const CA_BYTES_MAX: usize = 8 * 1024;
 /// How often one token may admit a node.
 pub const TOKEN_USES_MAX: u32 = 5_000;
 /// Longest life of a token.
-pub const TOKEN_TTL_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+pub const TOKEN_TTL_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 /// An expired token is kept this long, so that a join that was cut off still finds its admission.
 pub const TOKEN_GRACE: Duration = Duration::from_secs(24 * 3600);
 /// Records that one entry may prune, so that no entry is expensive.

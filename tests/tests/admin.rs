@@ -100,10 +100,15 @@ fn events_go_on_at_another_node_where_the_first_one_ended() {
     let told: Vec<_> = told.into_iter().take_while(|(_, subject)| subject != "d0").collect();
     assert_eq!(told, whole[..whole.len() - 1], "the third node tells the same history");
 
-    // Of one tenant alone; and a cursor that is none.
+    // Of one tenant alone; and a cursor that is none, or of no epoch that was.
     let one = cluster.cli(1, &["events", "--tenant", "b3", "-o", "json"]).ok().stdout;
     assert_eq!(one.lines().count(), 1, "{one}");
     assert_eq!(cluster.cli(1, &["events", "--since", "nonsense"]).code, 1);
+    cluster.cli(1, &["events", "--since", "ff-1"]).expect(1, &["ff-1", "epoch", "another cluster"]);
+    for kind in ["machine", "image"] {
+        cluster.cli(1, &[kind, "list", "--tenant", "b3", "-o", "name"]).ok();
+        cluster.cli(1, &[kind, "list", "--tenant", "nope"]).expect(3, &["there is no tenant \"nope\""]);
+    }
 }
 
 #[test]
@@ -153,4 +158,23 @@ fn another_host_asks_by_tls_and_with_a_token() {
     assert!(took < Duration::from_secs(2), "{took:?}");
     assert_eq!(words.next().expect("a line").expect("text"), "ended 1", "a handshake is bounded in time");
     let _ = idle.wait();
+}
+
+#[test]
+#[ignore = "needs root and namespaces"]
+fn a_service_s_unit_is_told_in_the_shape_asked_for() {
+    let cluster = Cluster::hosts(1, "unit");
+    let directory = cluster.path("units");
+    std::fs::create_dir(&directory).expect("a directory");
+    let unit = directory.join("smartnode.service");
+    let run = |words: &[&str]| {
+        let flags = ["--unit-dir", directory.to_str().unwrap(), "-o", "json"];
+        cluster.cli(0, &[&["service"], words, &flags].concat()).ok().json()
+    };
+    let rehearsed = run(&["install", "--dry-run"]);
+    assert!(rehearsed["done"] == false && rehearsed["text"].as_str().unwrap().contains("ExecStart="), "{rehearsed}");
+    let installed = run(&["install"]);
+    assert!(installed["done"] == true && installed["unit"] == unit.to_str().unwrap() && unit.exists(), "{installed}");
+    assert_eq!(run(&["uninstall"])["done"], true);
+    assert_eq!(run(&["uninstall"])["message"], "there was no unit");
 }

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use smartnode::lab::processes;
 use smartnode_tests::machines::{BEAT, IDLE, owner, pid};
 use smartnode_tests::{Cluster, poll};
@@ -280,4 +281,32 @@ fn what_a_machine_waited_for_is_told_until_its_node_is_back() {
     cluster.wait_ready(1);
     let runs = |machine: &serde_json::Value| pid(machine) == pid(&made) && machine.get("waiting").is_none();
     cluster.wait_machine(0, "m", "runs on, and waits for nothing", Duration::from_secs(30), runs);
+}
+
+#[test]
+#[ignore = "needs root and namespaces"]
+fn a_supervisor_that_hangs_in_a_partition_makes_no_second_owner() {
+    let cluster = Cluster::of(3, "stuck");
+    cluster.pack(0);
+    let made = cluster.create(0, "m", &["--exclusive"], BEAT);
+    let (id, home) = (made["id"].as_str().unwrap().to_owned(), owner(&made).unwrap());
+    let other = cluster.other_than(&[home]);
+    poll::until("it beats", Duration::from_secs(10), || (cluster.beats(home, &id).len() > 5).then_some(()));
+    let supervisors = processes::supervisors_of(&cluster.lab.host(home).data_dir.join("machines").join(&id));
+    // The log writer is its child.
+    let supervisor = *supervisors.iter().min().expect("a supervisor");
+    cluster.isolate(home);
+    kill(Pid::from_raw(supervisor), Signal::SIGSTOP).expect("SIGSTOP");
+    let (next, took) = cluster.wait_elsewhere(other, "m", home, FAILOVER);
+    eprintln!("runs elsewhere after {took:?}");
+    poll::until("it beats there", Duration::from_secs(10), || (cluster.beats(next, &id).len() > 20).then_some(()));
+    let last = expect_no_overlap(&cluster, &id, home);
+    // Nobody but the daemon was left to end it.
+    let words = "its supervisor did not hold it before its lease ended";
+    assert!(cluster.log(home).contains(words), "the daemon did not fence it");
+    cluster.heal();
+    cluster.wait_members(3);
+    poll::until("the old copy is put aside", Duration::from_secs(30), || cluster.quarantined(home, &id).then_some(()));
+    assert_eq!(cluster.expect_running_once(home, "m"), next);
+    assert_eq!(cluster.beats(home, &id).last(), Some(&last), "the old copy ran on after the partition");
 }

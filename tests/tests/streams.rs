@@ -1,6 +1,9 @@
 //! Streams that people hold open: logs that are followed, programs, forwarded ports. They end with whoever opened them, and
 //! take nothing from the fabric's own traffic.
 
+#![expect(clippy::disallowed_methods, reason = "looks at processes")]
+
+use std::fs;
 use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -55,4 +58,49 @@ fn followers_that_went_leave_nothing_behind_and_those_that_stay_starve_nobody() 
     poll::until("programs run there again", Duration::from_secs(20), || {
         (cluster.exec(0, "quiet", &["/bin/sh", "-c", "true"]).code == 0).then_some(())
     });
+}
+
+/// Whether a process with exactly these words lives on this host.
+fn lives(words: &str) -> bool {
+    let wanted = words.replace(' ', "\0") + "\0";
+    let processes = fs::read_dir("/proc").expect("processes").flatten();
+    processes
+        .map(|entry| entry.path().join("cmdline"))
+        .any(|path| fs::read_to_string(path).is_ok_and(|is| is == wanted))
+}
+
+/// Bytes that a process has read so far.
+fn bytes_read(pid: u32) -> u64 {
+    let counts = fs::read_to_string(format!("/proc/{pid}/io")).expect("its counts");
+    counts.lines().find_map(|line| line.strip_prefix("rchar: ")?.parse().ok()).expect("a number")
+}
+
+#[test]
+#[ignore = "needs root and namespaces"]
+fn a_client_that_dies_takes_its_program_along_though_that_takes_no_input() {
+    let cluster = Cluster::of(2, "deaf");
+    cluster.pack(0);
+    cluster.create(0, "busy", &["--node", "n2"], IDLE);
+    // Through another node, and through its own.
+    for at in 0..2 {
+        let seconds = format!("77{at}77");
+        let words = ["machine", "exec", "busy", "--", "/bin/sleep", &seconds];
+        let zeroes = fs::File::open("/dev/zero").expect("zeroes");
+        let mut client = cluster.lab.client(at, &words).stdin(zeroes).spawn().expect("the CLI");
+        let program = format!("/bin/sleep {seconds}");
+        poll::until("the program runs", Duration::from_secs(20), || lives(&program).then_some(()));
+        let mut before = 0;
+        poll::until_every(
+            Duration::from_millis(500),
+            Duration::from_secs(20),
+            || {
+                let now = bytes_read(client.id());
+                (now == std::mem::replace(&mut before, now) && now > 1 << 16).then_some(())
+            },
+            || "everything on the way to the program is full".to_owned(),
+        );
+        client.kill().expect("SIGKILL");
+        client.wait().expect("it is dead");
+        poll::until("the program has ended as well", Duration::from_secs(20), || (!lives(&program)).then_some(()));
+    }
 }

@@ -355,6 +355,8 @@ pub trait Backend: Send + Sync + 'static {
     async fn authenticate(&self, token: &str) -> Result<Caller>;
     /// `tenant` is `root` or below it in the tree.
     fn is_below(&self, tenant: &Name, root: &Name) -> bool;
+    /// The same words, with nodes by their names where this node knows them: what failed in between knows ids alone.
+    fn in_names(&self, words: &str) -> String;
     /// Grows with everything that a waiting client could wait for (ledger applied, membership changed, an operation's
     /// phase). A wake-up carries no data.
     fn changes(&self) -> watch::Receiver<u64>;

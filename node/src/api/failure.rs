@@ -195,7 +195,7 @@ impl Failure {
     /// `timeout`: the outcome is unknown.
     pub fn timeout(what: &str, after: Duration) -> Self {
         Failure::new("timeout", format!("{what}: no answer within {}", fabric::human::duration(after)))
-            .hint("it may still have been done: look before you repeat it, or repeat it with the same Idempotency-Key")
+            .hint("it may still have been done: look before you repeat it (with the same Idempotency-Key, where you sent one)")
     }
 
     /// `unreachable`: it was not done.

@@ -14,7 +14,7 @@ pub const FRAME_PAYLOAD_BYTES_MAX: usize = 64 * 1024;
 pub enum ExecFrame {
     /// Towards the machine: input. Empty means its end.
     Stdin(Vec<u8>),
-    /// From the machine: output.
+    /// From the machine: output. Empty as a sign of life.
     Stdout(Vec<u8>),
     /// From the machine: error output.
     Stderr(Vec<u8>),

@@ -134,9 +134,22 @@ impl Gate {
         }
     }
 
+    /// A failure that speaks of nodes by their ids says their names.
+    fn in_names(&self, response: Response<Body>) -> Response<Body> {
+        let Some(failure) = response.extensions().get::<Failure>() else { return response };
+        let words = self.backend.in_names(&failure.refusal.message);
+        if words == failure.refusal.message {
+            return response;
+        }
+        let mut failure = failure.clone();
+        failure.refusal.message = words;
+        failure.into_response()
+    }
+
     /// Serves one request.
     pub async fn serve(&self, door: Door, request: Request<Incoming>) -> Response<Body> {
         let response = self.answer(door, request).await.unwrap_or_else(IntoResponse::into_response);
+        let response = self.in_names(response);
         self.metrics.answered(response.status().as_u16());
         response
     }

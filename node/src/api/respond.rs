@@ -24,6 +24,8 @@ impl IntoResponse for Failure {
         if self.class == Class::Busy {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
+        // For the gate, which knows the names of nodes.
+        response.extensions_mut().insert(self);
         response
     }
 }

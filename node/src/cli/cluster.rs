@@ -180,7 +180,7 @@ pub async fn token(session: &mut Session, command: TokenCommand) -> Result<()> {
             if session.global.dry_run && output == Output::Table {
                 return Ok(());
             }
-            let nodes = if uses == 1 { "1 node".to_owned() } else { format!("{uses} nodes") };
+            let nodes = human::count(uses as usize, "node");
             session.say(&format!("valid for {}, for {nodes}; run this on the new node:", human::duration(left)));
             output::one(output, &made, &made.id, || format!("{}\n", made.join))
         }

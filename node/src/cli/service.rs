@@ -5,7 +5,9 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::Command;
 
-use super::args::{Global, ServiceCommand};
+use serde_json::json;
+
+use super::args::{Global, Output, ServiceCommand};
 use super::error::{CliError, Exit};
 use super::output;
 use crate::config::DATA_DIR;
@@ -39,6 +41,21 @@ fn unit(program: &Path, data_dir: Option<&Path>) -> String {
     }
 }
 
+/// Tells what was done (or would be, with the unit's text) in the shape asked for.
+fn tell(global: &Global, path: &Path, words: &str, text: Option<&str>) -> Result<(), CliError> {
+    match global.output {
+        Output::Json | Output::Yaml => {
+            let shape = json!({ "done": !global.dry_run, "unit": path, "message": words, "text": text });
+            output::inspect(global.output, &shape, "")
+        }
+        Output::Name => output::print(&format!("{}\n", path.display())),
+        Output::Table => {
+            say(words);
+            text.map_or(Ok(()), output::print)
+        }
+    }
+}
+
 /// Tells systemd, where there is one.
 fn reload(directory: &Path) {
     if !directory.starts_with("/etc/systemd") && !directory.starts_with("/run/systemd") {
@@ -58,28 +75,28 @@ pub fn run(command: ServiceCommand, global: &Global) -> Result<(), CliError> {
             let program = std::env::current_exe()?;
             let text = unit(&program, global.place.data_dir.as_deref());
             if global.dry_run {
-                say(&format!("would write {}:\n", path.display()));
-                return output::print(&text);
+                return tell(global, &path, &format!("would write {}", path.display()), Some(&text));
             }
             let unchanged = std::fs::read_to_string(&path).is_ok_and(|old| old == text);
             if !unchanged {
                 std::fs::write(&path, text).map_err(|error| refused("write", &path, &error))?;
             }
-            say(&format!("{} {}", if unchanged { "already there:" } else { "wrote" }, path.display()));
+            let done = if unchanged { "already there:" } else { "wrote" };
+            tell(global, &path, &format!("{done} {}", path.display()), None)?;
             reload(&args.unit_dir);
             say("\nnext: systemctl enable --now smartnode");
         }
         ServiceCommand::Uninstall(args) => {
             let path = args.unit_dir.join(UNIT_NAME);
             if global.dry_run {
-                say(&format!("would remove {}", path.display()));
-                return Ok(());
+                return tell(global, &path, &format!("would remove {}", path.display()), None);
             }
-            match std::fs::remove_file(&path) {
-                Ok(()) => say(&format!("removed {}", path.display())),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => say("there was no unit"),
+            let words = match std::fs::remove_file(&path) {
+                Ok(()) => format!("removed {}", path.display()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => "there was no unit".to_owned(),
                 Err(error) => return Err(refused("remove", &path, &error)),
-            }
+            };
+            tell(global, &path, &words, None)?;
             reload(&args.unit_dir);
             say("a running daemon goes on; stop it: smartnode stop");
         }

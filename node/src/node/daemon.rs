@@ -308,7 +308,7 @@ const SECRETS: [&str; 2] = [KEY_FILE, local_token::FILE];
 fn keys_are_private(data_dir: &Path) -> Result<(), CliError> {
     use std::os::unix::fs::MetadataExt;
     let wide = |path: &std::path::PathBuf| std::fs::metadata(path).is_ok_and(|meta| meta.mode() & 0o077 != 0);
-    let secrets = SECRETS.into_iter().chain(raft_store::ledger::FILES);
+    let secrets = SECRETS.into_iter().chain(raft_store::ledger::SECRETS);
     match secrets.map(|name| data_dir.join(name)).find(wide) {
         None => Ok(()),
         Some(path) => {
@@ -436,5 +436,26 @@ fn not_founded(error: &FoundingError, data_dir: &Path) -> CliError {
         }
         FoundingError::Identity(identity) => identity_lost(error, identity, data_dir),
         _ => CliError::of(Class::Internal.into(), error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_holds_a_secret_is_private_and_the_note_of_the_ledger_may_be_read() {
+        let data = tempfile::tempdir().unwrap();
+        let place = |name: &str, mode| {
+            let file =
+                OpenOptions::new().create(true).truncate(false).write(true).mode(mode).open(data.path().join(name));
+            drop(file.unwrap());
+        };
+        place("ledger-id", 0o644);
+        place("ledger.redb", 0o600);
+        keys_are_private(data.path()).expect("nothing is given away");
+        place("feed", 0o644);
+        let error = keys_are_private(data.path()).expect_err("a view holds secrets");
+        assert!(error.exit == Exit::Denied && error.to_string().contains("feed"), "{error}");
     }
 }

@@ -103,9 +103,10 @@ async fn fence(context: &Context, machines: Vec<MachineId>) {
 #[cfg(test)]
 mod tests {
     use fabric::limits::{LEASE_FREEZE_MARGIN, LEASE_KILL_MARGIN};
-    use fabric::model::{MachineState, MachineStatus};
+    use fabric::model::MachineState;
 
     use super::*;
+    use crate::fixtures;
     use crate::runtime::Frozen;
 
     fn at(ms: u64) -> Duration {
@@ -114,19 +115,6 @@ mod tests {
 
     fn machine(number: u8, deadline_ms: u64) -> Observed {
         let id = MachineId([number; 16]);
-        let status = MachineStatus {
-            id,
-            epoch: 1,
-            state: MachineState::Running,
-            pid: None,
-            started_ms: None,
-            restarts: 0,
-            exit_code: None,
-            reason: None,
-            cpu_micros: 0,
-            memory_bytes: 0,
-            memory_floor: String::new(),
-        };
         Observed {
             id,
             image: None,
@@ -136,7 +124,7 @@ mod tests {
             frozen: Frozen::default(),
             lease_deadline: Some(at(deadline_ms)),
             lost: false,
-            status,
+            status: fixtures::status(id, MachineState::Running),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Serving peers: what this node observes, and streams into its machines.
 
 use std::io;
+use std::pin::pin;
 use std::time::Duration;
 
 use fabric::rpc::{Peer, Refusal};
@@ -8,13 +9,15 @@ use fabric::transport::{Stream, StreamRequest};
 use fabric::wire::{self, HEADER_BYTES};
 use netvirt::proxy::{self, Patience};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
 
 use super::admission::{Late, started};
 use super::asks::*;
 use super::backend::statuses;
 use crate::api::failure::Failure;
 use crate::api::frames::ExecFrame;
+use crate::limits::EXEC_BEAT;
 use crate::runtime::{ExecStream, LogLine, LogQuery, LogSource};
 
 /// Bytes between the two ends of a local exec.
@@ -164,7 +167,7 @@ pub async fn carry_exec<S: AsyncRead + AsyncWrite + Send>(
     with_stdin: bool,
 ) -> io::Result<()> {
     let (mut from, mut to) = tokio::io::split(stream);
-    let ExecStream { stdin, mut stdout, mut stderr, exit } = program;
+    let ExecStream { stdin, stdout, stderr, exit } = program;
     let input = async {
         // A pipe ends when it is dropped, not when it is shut down.
         let mut stdin = Some(stdin).filter(|_| with_stdin);
@@ -184,35 +187,55 @@ pub async fn carry_exec<S: AsyncRead + AsyncWrite + Send>(
             }
         }
     };
-    let output = async {
-        let (mut out, mut err) = ([0; READ_BYTES], [0; READ_BYTES]);
-        let (mut out_open, mut err_open) = (true, true);
-        while out_open || err_open {
-            tokio::select! {
-                biased;
-                read = stdout.read(&mut out), if out_open => match read? {
-                    0 => out_open = false,
-                    count => ExecFrame::Stdout(out[..count].to_vec()).write(&mut to).await?,
-                },
-                read = stderr.read(&mut err), if err_open => match read? {
-                    0 => err_open = false,
-                    count => ExecFrame::Stderr(err[..count].to_vec()).write(&mut to).await?,
-                },
-            }
-        }
-        let last = match tokio::time::timeout(EXIT_WAIT, exit).await {
-            Ok(Ok(code)) => ExecFrame::Exit(code),
-            Ok(Err(_)) => ExecFrame::Failed("the machine ended under the program".into()),
-            Err(_) => ExecFrame::Failed("the program closed its output and did not end".into()),
-        };
-        last.write(&mut to).await?;
-        to.shutdown().await
-    };
+    let output = tell_output(stdout, stderr, exit, &mut to);
     tokio::select! {
         biased;
         done = output => done,
         broken = input => broken,
     }
+}
+
+/// Passes on what a program says until it has ended. While it is silent, empty frames do: writing is the one way to hear
+/// that a client has gone whose input nobody takes.
+async fn tell_output<W: AsyncWrite + Unpin>(
+    mut stdout: impl AsyncRead + Unpin,
+    mut stderr: impl AsyncRead + Unpin,
+    exit: oneshot::Receiver<i32>,
+    to: &mut W,
+) -> io::Result<()> {
+    let mut beat = tokio::time::interval(EXEC_BEAT);
+    beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    beat.reset();
+    let (mut out, mut err) = ([0; READ_BYTES], [0; READ_BYTES]);
+    let (mut out_open, mut err_open) = (true, true);
+    while out_open || err_open {
+        tokio::select! {
+            biased;
+            read = stdout.read(&mut out), if out_open => match read? {
+                0 => out_open = false,
+                count => ExecFrame::Stdout(out[..count].to_vec()).write(to).await?,
+            },
+            read = stderr.read(&mut err), if err_open => match read? {
+                0 => err_open = false,
+                count => ExecFrame::Stderr(err[..count].to_vec()).write(to).await?,
+            },
+            _ = beat.tick() => ExecFrame::Stdout(vec![]).write(to).await?,
+        }
+    }
+    let mut exit = pin!(tokio::time::timeout(EXIT_WAIT, exit));
+    let last = loop {
+        tokio::select! {
+            biased;
+            ended = &mut exit => break match ended {
+                Ok(Ok(code)) => ExecFrame::Exit(code),
+                Ok(Err(_)) => ExecFrame::Failed("the machine ended under the program".into()),
+                Err(_) => ExecFrame::Failed("the program closed its output and did not end".into()),
+            },
+            _ = beat.tick() => ExecFrame::Stdout(vec![]).write(to).await?,
+        }
+    };
+    last.write(to).await?;
+    to.shutdown().await
 }
 
 /// Serves [`IMAGE`]: any member may have any image, since placement brings machines to every node.
@@ -224,5 +247,55 @@ pub async fn image(late: Late, request: StreamRequest) {
             }
         }
         Err(refusal) => request.refuse(refusal).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::duplex;
+
+    /// A program that takes no input, says nothing and does not end; and what of it is held outside.
+    fn deaf() -> (ExecStream, impl Sized) {
+        let (stdin, input) = duplex(64);
+        let (stdout, output) = duplex(64);
+        let (ended, exit) = oneshot::channel();
+        let program = ExecStream {
+            stdin: Box::new(stdin),
+            stdout: Box::new(stdout),
+            stderr: Box::new(io::Cursor::new([])),
+            exit,
+        };
+        (program, (input, output, ended))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_died_is_noticed_though_its_program_takes_no_input() {
+        let (program, _held) = deaf();
+        let (mut client, stream) = duplex(64);
+        let carried = tokio::spawn(carry_exec(program, stream, true));
+        let flood = ExecFrame::Stdin(vec![0; 4096]);
+        flood.write(&mut client).await.unwrap();
+        let stuck = tokio::time::timeout(EXEC_BEAT, flood.write(&mut client)).await;
+        assert!(stuck.is_err(), "the program takes nothing");
+        assert_eq!(ExecFrame::read(&mut client).await.unwrap(), Some(ExecFrame::Stdout(vec![])));
+        drop(client);
+        let ended = tokio::time::timeout(EXEC_BEAT * 2, carried).await.expect("it is noticed").unwrap();
+        assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_program_that_closed_its_output_still_gives_its_code() {
+        let (stdin, _input) = duplex(64);
+        let (ended, exit) = oneshot::channel();
+        let silent = || Box::new(io::Cursor::new([]));
+        let program = ExecStream { stdin: Box::new(stdin), stdout: silent(), stderr: silent(), exit };
+        let (mut client, stream) = duplex(64);
+        tokio::spawn(carry_exec(program, stream, false));
+        for _ in 0..2 {
+            assert_eq!(ExecFrame::read(&mut client).await.unwrap(), Some(ExecFrame::Stdout(vec![])));
+        }
+        ended.send(3).unwrap();
+        assert_eq!(ExecFrame::read(&mut client).await.unwrap(), Some(ExecFrame::Exit(3)));
     }
 }

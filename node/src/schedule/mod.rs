@@ -50,7 +50,7 @@ pub type Inventory = BTreeMap<NodeId, Candidate>;
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
 pub enum NoPlace {
     /// The node that the spec names cannot take it.
-    #[error("pinned to {node}, which {why}")]
+    #[error("pinned to {node}: {why}")]
     Pinned {
         /// The node's name or short id.
         node: String,
@@ -128,7 +128,7 @@ pub fn count_zones(inventory: &mut Inventory) {
 pub fn plan(machine: MachineId, spec: &MachineSpec, inventory: &Inventory) -> Result<Vec<NodeId>, NoPlace> {
     if let Some(pinned) = spec.pinned {
         return match inventory.get(&pinned) {
-            None => Err(NoPlace::Pinned { node: pinned.short(), why: "was removed from the cluster".into() }),
+            None => Err(NoPlace::Pinned { node: pinned.short(), why: "it was removed from the cluster".into() }),
             Some(node) => match obstacle(node, spec) {
                 Some(why) => Err(NoPlace::Pinned { node: node.name.to_string(), why }),
                 None => Ok(vec![pinned]),
@@ -154,14 +154,14 @@ fn fits(node: &Candidate, spec: &MachineSpec) -> bool {
 
 fn obstacle(node: &Candidate, spec: &MachineSpec) -> Option<String> {
     if !node.alive {
-        Some("is not reachable".into())
+        Some("it is not reachable".into())
     } else if node.closed {
-        Some("takes no new machines (cordoned, draining or absent)".into())
+        Some("it takes no new machines (cordoned, draining or absent)".into())
     } else if let Some(why) = obstruction(node) {
         Some(why)
     } else if !fits(node, spec) {
         Some(format!(
-            "has {} and {} free of the {} and {} that are needed",
+            "it has {} and {} free of the {} and {} that are needed",
             human::cpu(node.free.cpu_millis.into()),
             human::bytes(node.free.memory_bytes),
             human::cpu(spec.resources.cpu_millis.into()),
@@ -172,17 +172,8 @@ fn obstacle(node: &Candidate, spec: &MachineSpec) -> Option<String> {
     }
 }
 
-/// What stands in the way on a node that may have what the machine needs.
+/// What stands in the way on a node that may have what the machine needs, in the ledger's words.
 fn obstruction(node: &Candidate) -> Option<String> {
-    match &node.taken {
-        _ if node.full => Some("has a disk that is nearly full".into()),
-        Some((port, by)) => Some(format!("has port {port} taken by {by}")),
-        None => None,
-    }
-}
-
-/// The same as a sentence of its own, in the ledger's words.
-fn sentence(node: &Candidate) -> Option<String> {
     match &node.taken {
         _ if node.full => Some(format!("the disk of {} is nearly full", node.name)),
         Some((port, by)) => Some(format!("port {port} of {} is taken by {by}", node.name)),
@@ -217,7 +208,7 @@ fn explain(spec: &MachineSpec, inventory: &Inventory) -> NoPlace {
         return NoPlace::Nowhere { nodes: open.iter().take(3).map(|node| node.name.to_string()).collect() };
     }
     let obstructed: Vec<String> =
-        open.iter().filter(|node| fits(node, spec)).filter_map(|node| sentence(node)).take(3).collect();
+        open.iter().filter(|node| fits(node, spec)).filter_map(|node| obstruction(node)).take(3).collect();
     if !obstructed.is_empty() {
         return NoPlace::Obstructed { why: obstructed };
     }

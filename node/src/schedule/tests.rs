@@ -70,7 +70,7 @@ fn a_full_disk_and_a_taken_port_stand_in_the_way() {
     assert_eq!(ranked, [NodeId([3; 32])]);
     let pinned = MachineSpec { pinned: Some(taken.id), ..spec(1 << 30) };
     let error = plan(MACHINE, &pinned, &inventory([taken])).unwrap_err();
-    assert_eq!(error.to_string(), "pinned to n2, which has port 8080 taken by machine web");
+    assert_eq!(error.to_string(), "pinned to n2: port 8080 of n2 is taken by machine web");
 }
 
 #[test]
@@ -98,7 +98,7 @@ fn a_pinned_machine_goes_there_or_nowhere() {
     assert_eq!(plan(MACHINE, &pinned, &inventory([node(1, 2), node(2, 8)])).unwrap(), [NodeId([1; 32])]);
     pinned.resources.memory_bytes = 4 << 30;
     let error = plan(MACHINE, &pinned, &inventory([node(1, 2), node(2, 8)])).unwrap_err();
-    assert!(error.to_string().starts_with("pinned to n1, which has"), "{error}");
+    assert!(error.to_string().starts_with("pinned to n1: it has"), "{error}");
 }
 
 fn zoned(number: u8, zone: &str, memory_gib: u64, siblings: u32) -> Candidate {

@@ -35,8 +35,10 @@ use tokio::time::Instant;
 pub use error::{LedgerError, StartError};
 
 /// What the ledger keeps in the data directory: its database with the journal, the note of which one that is, a spare's
-/// view. All but the note hold secrets.
+/// view.
 pub const FILES: [&str; 4] = [crate::store::FILE, crate::store::JOURNAL, crate::store::NOTE, crate::feed::FILE];
+/// Those of [`FILES`] that hold secrets.
+pub const SECRETS: [&str; 3] = [crate::store::FILE, crate::store::JOURNAL, crate::feed::FILE];
 
 pub use leasing::Renewal;
 #[cfg(test)]

@@ -108,7 +108,8 @@ impl State {
             );
         }
         if !(1_000..=millis(TOKEN_TTL_MAX)).contains(&ttl_ms) {
-            return Err(Refusal::new(codes::INVALID, "a token lives 1 second to 365 days")
+            let days = TOKEN_TTL_MAX.as_secs() / (24 * 3600);
+            return Err(Refusal::new(codes::INVALID, format!("a token lives 1 second to {days} days"))
                 .field("ttl", format!("{} s", ttl_ms / 1000)));
         }
         if self.tokens.contains_key(&id) {

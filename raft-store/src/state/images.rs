@@ -1,5 +1,6 @@
 //! Images: names of content that nodes hold.
 
+use fabric::human::count;
 use fabric::ids::Digest;
 use fabric::limits::IMAGES_MAX;
 use fabric::model::{ImageRecord, Name};
@@ -68,7 +69,7 @@ impl State {
         if let Some(users) = self.index.image_users.get(&key) {
             return Err(Refusal::new(
                 codes::IN_USE,
-                format!("image {name} is used by {}", super::words::count(*users as usize, "machine")),
+                format!("image {name} is used by {}", count(*users as usize, "machine")),
             )
             .field("image", name)
             .hint("delete them first"));

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use fabric::human::count;
 use fabric::ids::{Digest, MachineId, NodeId, TokenId};
 use fabric::limits::{ABSENCE_MAX, LABELS_MAX, NODES_MAX};
 use fabric::model::{Capacity, Desired, Labels, NodeRecord, Role, Tombstone, check};
@@ -67,7 +68,7 @@ impl State {
             return Ok(Outcome::Admitted { node: Box::new(known.clone()) });
         }
         if record.admitted.len() >= record.uses as usize {
-            let uses = if record.uses == 1 { "one node".into() } else { format!("{} nodes", record.uses) };
+            let uses = count(record.uses as usize, "node");
             return Err(Refusal::new(codes::TOKEN_USED_UP, format!("the token admitted {uses} and is used up"))
                 .field("token", token)
                 .hint(NEW));
@@ -199,8 +200,8 @@ impl State {
         self.check_not_last_voter(id)?;
         let claims = self.index.claims.get(&id).cloned().unwrap_or_default();
         if !force && claims.count() > 0 {
-            let count = claims.count();
-            return Err(Refusal::new(codes::IN_USE, format!("{count} machines are placed on node {}", node.name))
+            let machines = count(claims.count(), "machine");
+            return Err(Refusal::new(codes::IN_USE, format!("node {} has {machines}", node.name))
                 .field("node", id)
                 .hint("drain it first: `smartnode node drain`, or give up what it has with --force"));
         }

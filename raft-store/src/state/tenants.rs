@@ -1,10 +1,10 @@
 //! Tenants: a tree of owners with quotas.
 
+use fabric::human::count;
 use fabric::limits::TENANTS_MAX;
 use fabric::model::{Name, Quota, Resources, TenantRecord};
 use fabric::rpc::Refusal;
 
-use super::words::count;
 use super::{State, Usage, check_name, check_revision, words};
 use crate::codes;
 use crate::command::Outcome;

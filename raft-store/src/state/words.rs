@@ -11,11 +11,6 @@ pub fn bytes(amount: u64, round_up: bool) -> String {
     format!("{} {unit}", decimal((scaled + rest) >> shift, 10))
 }
 
-/// A count with its noun: `1 machine`, `2 machines`.
-pub fn count(amount: usize, noun: &str) -> String {
-    format!("{amount} {noun}{}", if amount == 1 { "" } else { "s" })
-}
-
 /// Thousandths of a core as cores.
 pub fn cores(millis: u64) -> String {
     format!("{} CPU", decimal(u128::from(millis), 1000))

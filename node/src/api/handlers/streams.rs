@@ -3,8 +3,10 @@
 //! `exec` and `forward` take over the connection by HTTP upgrade to `smartnode-stream`: bytes pass unread.
 
 use std::convert::Infallible;
+use std::io::Cursor;
+use std::os::fd::{AsFd, OwnedFd};
 
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::header::{CONNECTION, CONTENT_TYPE, UPGRADE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
@@ -16,6 +18,9 @@ use futures_util::{Stream, StreamExt};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use netvirt::proxy::{self, Patience};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::Shared;
@@ -24,6 +29,7 @@ use crate::api::extract::{At, Input, Params, names};
 use crate::api::failure::Failure;
 use crate::api::rights;
 use crate::api::types::{Event, Exec, LogLine, Problem};
+use crate::limits::{FORWARD_DRAIN, FORWARD_LOOK};
 
 type Result<T> = std::result::Result<T, Failure>;
 
@@ -164,9 +170,52 @@ async fn pass_until_either_ends(upgraded: Upgraded, machine: Duplex) {
     let _ = tokio::io::AsyncWriteExt::shutdown(&mut to_client).await;
 }
 
+/// Joins a client's connection with a machine's port until both have ended, or the client has gone. Through TLS, and while
+/// TCP holds a dead client's end back behind what the machine does not take, patience alone ends it.
+async fn carry_forward(upgraded: Upgraded, machine: Duplex) {
+    let upgraded = match upgraded.downcast::<TokioIo<UnixStream>>() {
+        Ok(parts) => return join_while_there(parts.io.into_inner(), parts.read_buf, machine).await,
+        Err(upgraded) => upgraded,
+    };
+    match upgraded.downcast::<TokioIo<TcpStream>>() {
+        Ok(parts) => join_while_there(parts.io.into_inner(), parts.read_buf, machine).await,
+        // Either end may break the connection at any time: that is how TCP ends.
+        Err(upgraded) => drop(proxy::join(TokioIo::new(upgraded), machine, Patience::DEFAULT).await),
+    }
+}
+
+async fn join_while_there<S>(client: S, read_ahead: Bytes, machine: Duplex)
+where
+    S: AsyncRead + AsyncWrite + AsFd + Unpin,
+{
+    let Ok(watched) = client.as_fd().try_clone_to_owned() else { return };
+    let (from, to) = tokio::io::split(client);
+    let client = tokio::io::join(Cursor::new(read_ahead).chain(from), to);
+    tokio::select! {
+        biased;
+        _ = proxy::join(client, machine, Patience::DEFAULT) => {}
+        () = gone(watched) => {}
+    }
+}
+
+/// Waits until a client has gone for good, and a while longer for what it had sent. A machine that takes nothing would hide
+/// it: nobody reads from the client then. A connection that is closed in one direction only goes on.
+async fn gone(client: OwnedFd) {
+    let mut look = tokio::time::interval(FORWARD_LOOK);
+    loop {
+        look.tick().await;
+        // Hang-ups and errors are told unasked.
+        let mut asked = [PollFd::new(client.as_fd(), PollFlags::empty())];
+        if poll(&mut asked, PollTimeout::ZERO).is_ok_and(|told| told > 0) {
+            break;
+        }
+    }
+    tokio::time::sleep(FORWARD_DRAIN).await;
+}
+
 /// Run a program in a machine. Upgrades to `smartnode-stream`, which carries frames: one byte of kind (0 input, its
-/// end when empty; 1 output; 2 error output; 3 exit code, four bytes; 4 why it could not run), four bytes of length
-/// (big endian), the payload (at most 64 KiB).
+/// end when empty; 1 output, empty as a sign of life; 2 error output; 3 exit code, four bytes; 4 why it could not run),
+/// four bytes of length (big endian), the payload (at most 64 KiB).
 #[utoipa::path(post, path = "/v1/tenants/{tenant}/machines/{name}/exec", tag = "machines", request_body = Exec,
     params(("tenant" = String, Path), ("name" = String, Path)),
     responses((status = 101, description = "Frames follow"), (status = 404, body = Problem)))]
@@ -203,8 +252,44 @@ pub async fn forward(
     let port = port.ok_or_else(|| Failure::invalid("port", "absent", "1 to 65535"))?;
     let permit = shared.stream()?;
     let machine = shared.backend.connect(&read, &tenant, &name, port).await?;
-    Ok(switch(upgrade, permit, move |upgraded| async move {
-        // Either end may break the connection at any time: that is how TCP ends.
-        let _ = proxy::join(TokioIo::new(upgraded), machine, Patience::DEFAULT).await;
-    }))
+    Ok(switch(upgrade, permit, |upgraded| carry_forward(upgraded, machine)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+
+    /// A forwarded connection: the client's end, the machine's end (which takes 64 bytes), and the carrying task.
+    fn forwarded() -> (UnixStream, tokio::io::DuplexStream, tokio::task::JoinHandle<()>) {
+        let (client, door) = UnixStream::pair().unwrap();
+        let (near, machine) = tokio::io::duplex(64);
+        (client, machine, tokio::spawn(join_while_there(door, Bytes::from_static(b"ahead,"), Box::new(near))))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_died_is_noticed_though_the_machine_takes_nothing() {
+        let (mut client, machine, carried) = forwarded();
+        let stuck = tokio::time::timeout(FORWARD_DRAIN, client.write_all(&[0; 4 << 20])).await;
+        assert!(stuck.is_err() && !carried.is_finished(), "a client that is there may wait");
+        drop(client);
+        tokio::time::timeout(FORWARD_LOOK * 2 + FORWARD_DRAIN, carried).await.expect("it is noticed").unwrap();
+        drop(machine);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_client_sent_before_it_went_arrives_and_a_half_close_ends_nothing() {
+        let (mut client, mut machine, carried) = forwarded();
+        client.write_all(&[b'x'; 1000]).await.unwrap();
+        client.shutdown().await.unwrap();
+        tokio::time::sleep(FORWARD_LOOK * 2 + FORWARD_DRAIN).await;
+        assert!(!carried.is_finished(), "a client that has ended its half waits for the answer");
+        drop(client);
+        tokio::time::sleep(FORWARD_LOOK).await;
+        let mut all = vec![];
+        machine.read_to_end(&mut all).await.unwrap();
+        assert_eq!((&all[..7], all.len()), (&b"ahead,x"[..], 1006));
+        drop(machine);
+        tokio::time::timeout(FORWARD_LOOK, carried).await.expect("both have ended").unwrap();
+    }
 }

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use crate::api::backend::*;
 use crate::api::failure::Failure;
 use crate::api::frames::ExecFrame;
+use crate::fixtures;
 
 pub const OPERATOR: &str = "operator-token";
 pub const TENANT: &str = "acme-token";
@@ -108,17 +109,11 @@ impl Fake {
             record.ended = exit_code.filter(|_| observed == MachineState::Exited);
             let id = record.id;
             let status = MachineStatus {
-                id,
-                epoch: 1,
-                state: observed,
                 pid: Some(7),
                 started_ms: Some(2),
-                restarts: 0,
                 exit_code,
-                reason: None,
-                cpu_micros: 0,
-                memory_bytes: 0,
                 memory_floor: "guaranteed".into(),
+                ..fixtures::status(id, observed)
             };
             state.statuses.insert(name(machine), status);
         });
@@ -247,6 +242,9 @@ impl Backend for Fake {
     }
     fn is_below(&self, _: &Name, _: &Name) -> bool {
         false
+    }
+    fn in_names(&self, words: &str) -> String {
+        words.replace("1111111111", "n1")
     }
     fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()

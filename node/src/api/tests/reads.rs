@@ -52,6 +52,16 @@ async fn every_class_of_failure_is_a_problem_with_its_status_and_exit_code() {
 }
 
 #[tokio::test]
+async fn a_failure_says_the_names_of_nodes() {
+    let served = Served::new().await;
+    let failure = Failure::new("timeout", "node 1111111111 did not answer within 5s").hint("look again");
+    served.fake.fail(failure);
+    let failure = served.root().get::<Value>(&format!("{MACHINES}/web")).await.unwrap_err();
+    assert_eq!(failure.refusal.message, "node n1 did not answer within 5s");
+    assert_eq!((failure.class, failure.refusal.hint.as_deref()), (Class::Timeout, Some("look again")));
+}
+
+#[tokio::test]
 async fn what_is_not_there_says_so() {
     let served = Served::new().await;
     let mut root = served.root();

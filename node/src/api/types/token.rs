@@ -1,12 +1,12 @@
 //! Join tokens.
 
+use raft_store::limits::{TOKEN_TTL_MAX, TOKEN_USES_MAX};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::Role;
 use crate::api::backend::{MadeToken, NewToken, TokenView};
 use crate::api::failure::Failure;
-use crate::limits::{TOKEN_TTL_MAX, TOKEN_USES_MAX};
 
 /// A token to be made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -37,7 +37,8 @@ impl CreateToken {
     /// `invalid`, with the field.
     pub fn check(self) -> Result<NewToken, Failure> {
         if !(1_000..=TOKEN_TTL_MAX.as_millis() as u64).contains(&self.ttl_ms) {
-            return Err(Failure::invalid("ttl_ms", self.ttl_ms, "1 second to 30 days"));
+            let days = TOKEN_TTL_MAX.as_secs() / (24 * 3600);
+            return Err(Failure::invalid("ttl_ms", self.ttl_ms, format!("1 second to {days} days")));
         }
         if !(1..=TOKEN_USES_MAX).contains(&self.uses) {
             return Err(Failure::invalid("uses", self.uses, format!("1 to {TOKEN_USES_MAX}")));

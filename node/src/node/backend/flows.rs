@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use fabric::human;
 use fabric::ids::{MachineId, NodeId};
 use fabric::model::{MachineRecord, Name, Role};
 use fabric::rpc::{Peer, Refusal};
@@ -251,7 +252,10 @@ async fn drain(context: &Arc<Context>, node: NodeId, progress: &Progress) -> std
     for (done, record) in machines.into_iter().enumerate() {
         if progress.cancelled.is_cancelled() {
             let moved = done - failed.len();
-            return Err(Refusal::new("cancelled", format!("{moved} of {all} machines had been moved")));
+            return Err(Refusal::new(
+                "cancelled",
+                format!("{moved} of {} had been moved", human::count(all, "machine")),
+            ));
         }
         progress.phase(&format!("moving {}/{}", record.tenant, record.name), (done * 900 / all) as u32);
         if let Err(refusal) = drain_one(context, node, &record).await {
@@ -292,7 +296,7 @@ fn not_moved(all: usize, failed: Vec<(String, Refusal)>) -> Refusal {
     if failed.len() > DRAIN_NAMED_MAX {
         words.push(format!("and {} more", failed.len() - DRAIN_NAMED_MAX));
     }
-    let message = format!("{} of {all} machines did not move: {}", failed.len(), words.join("; "));
+    let message = format!("{} of {} did not move: {}", failed.len(), human::count(all, "machine"), words.join("; "));
     let first = failed.into_iter().next().map(|(_, refusal)| refusal);
     let (code, hint) = first.map_or(("internal".into(), None), |refusal| (refusal.code, refusal.hint));
     Refusal { hint, ..Refusal::new(&code, message) }

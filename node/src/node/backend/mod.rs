@@ -92,8 +92,25 @@ impl NodeBackend {
         Ok(())
     }
 
+    /// An empty list would hide that a tenant is not there. A worker knows no tenants.
+    fn check_tenant(&self, tenant: &Name) -> Result<()> {
+        let known = self.context.ledger.read(|state| state.tenants.contains_key(tenant));
+        if known || self.context.role == Role::Worker {
+            return Ok(());
+        }
+        Err(Failure::not_found("tenant", tenant))
+    }
+
     fn staleness_ms(&self) -> u64 {
         staleness_ms(&self.context)
+    }
+
+    /// An operation whose failure speaks of nodes by their names.
+    fn named(&self, mut view: OperationView) -> OperationView {
+        if let Some(error) = &mut view.error {
+            error.message = self.in_names(&error.message);
+        }
+        view
     }
 
     fn one<T>(&self, item: T) -> One<T> {
@@ -142,6 +159,13 @@ impl Backend for NodeBackend {
 
     fn is_below(&self, tenant: &Name, root: &Name) -> bool {
         views::is_below(&self.context, tenant, root)
+    }
+
+    fn in_names(&self, words: &str) -> String {
+        self.context.ledger.read(|state| {
+            let node = |short: &str| state.nodes.values().find(|node| node.id.short() == short);
+            views::in_names(words, |short| node(short).map(|node| node.name.to_string()))
+        })
     }
 
     fn changes(&self) -> watch::Receiver<u64> {
@@ -238,6 +262,7 @@ impl Backend for NodeBackend {
 
     async fn list_machines(&self, read: &Read, tenant: &Name, query: &Query) -> Result<Page<MachineView>> {
         self.fresh(read).await?;
+        self.check_tenant(tenant)?;
         self.machines(tenant, query).await
     }
 
@@ -295,6 +320,7 @@ impl Backend for NodeBackend {
 
     async fn list_images(&self, read: &Read, tenant: &Name, query: &Query) -> Result<Page<ImageRecord>> {
         self.fresh(read).await?;
+        self.check_tenant(tenant)?;
         let all = self.context.ledger.read(|state| state.images.clone());
         let own = all.into_iter().filter(|((owner, _), _)| owner == tenant);
         Ok(self.page(query, own.map(|((_, name), image)| (name.to_string(), image))))
@@ -307,12 +333,13 @@ impl Backend for NodeBackend {
     }
 
     async fn operation(&self, _read: &Read, id: OperationId) -> Result<OperationView> {
-        self.context.operations.get(id).ok_or_else(|| Failure::not_found("operation", id))
+        let found = self.context.operations.get(id);
+        found.map(|view| self.named(view)).ok_or_else(|| Failure::not_found("operation", id))
     }
 
     async fn list_operations(&self, _read: &Read, query: &Query) -> Result<Page<OperationView>> {
         let all = self.context.operations.list();
-        let page = self.page(query, all.into_iter().map(|operation| (operation.id.to_string(), operation)));
+        let page = self.page(query, all.into_iter().map(|operation| (operation.id.to_string(), self.named(operation))));
         // They are this node's own.
         Ok(Page { partial: false, ..page })
     }

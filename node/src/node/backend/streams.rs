@@ -106,6 +106,9 @@ impl NodeBackend {
         let asked = asked.transpose()?;
         // A spare's copy is fetched; a worker gets none and tells what it saw itself.
         let _ = context.ledger.refresh(SPARE_LOOK).await;
+        if let Some(cursor) = asked {
+            check_epoch(&context, cursor).await?;
+        }
         let cursor = asked.map_or_else(
             || {
                 let (epoch, index) = context.ledger.read(|state| (state.settings.epoch, state.audit_oldest()));
@@ -197,6 +200,21 @@ async fn next_event(mut reading: Reading) -> Option<(Result<EventView>, Reading)
         }
         reading.changed().await?;
     }
+}
+
+/// A cursor of a later epoch than the cluster's is not this cluster's: nothing would ever come behind it.
+async fn check_epoch(context: &Context, cursor: Cursor) -> Result<()> {
+    let epoch = || context.ledger.read(|state| state.settings.epoch);
+    if cursor.epoch <= epoch() {
+        return Ok(());
+    }
+    // This copy may be of before the ledger was made anew.
+    context.ledger.linearizable().await?;
+    if cursor.epoch <= epoch() {
+        return Ok(());
+    }
+    let rule = format!("a cursor of this cluster begins with its epoch, {:x}, or an earlier one", epoch());
+    Err(Failure::invalid("since", cursor, rule).hint("is it another cluster's? begin without a cursor"))
 }
 
 /// Some of the ledger's events behind the cursor, and how far that is.

@@ -14,6 +14,8 @@ use crate::node::context::Context;
 
 /// Fewest digits by which a node may be named.
 const ID_DIGITS_MIN: usize = 6;
+/// Digits of a short id.
+const SHORT_ID_DIGITS: usize = 10;
 /// Depth of the tenants' tree that is looked at.
 const TENANT_DEPTH_MAX: usize = 64;
 
@@ -129,4 +131,31 @@ pub fn is_below(context: &Context, tenant: &Name, root: &Name) -> bool {
         }
         false
     })
+}
+
+/// Words with the names of nodes in place of their short ids, where `name_of` knows them.
+pub fn in_names(words: &str, name_of: impl Fn(&str) -> Option<String>) -> String {
+    let is_id = |word: &&str| word.len() == SHORT_ID_DIGITS && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let mut out = String::with_capacity(words.len());
+    for piece in words.split_inclusive(|c: char| !c.is_ascii_alphanumeric()) {
+        let word = piece.trim_end_matches(|c: char| !c.is_ascii_alphanumeric());
+        out.push_str(Some(word).filter(is_id).and_then(&name_of).as_deref().unwrap_or(word));
+        out.push_str(&piece[word.len()..]);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_speak_of_nodes_by_name() {
+        let name_of = |short: &str| (short == "213fbb09fc").then(|| "n2".to_owned());
+        let said = |words: &str| in_names(words, name_of);
+        assert_eq!(said("node 213fbb09fc did not answer within 5s"), "node n2 did not answer within 5s");
+        assert_eq!(said("voters: [213fbb09fc, 0011223344]"), "voters: [n2, 0011223344]", "others stay");
+        assert_eq!(said("x213fbb09fc, 213fbb09fcé 213fbb09fc"), "x213fbb09fc, n2é n2");
+        assert_eq!(said(""), "");
+    }
 }

@@ -50,7 +50,9 @@ fn tokens_have_bounds_and_can_be_revoked() {
     assert_eq!(world.no(token(5, 0, 60_000)), codes::INVALID);
     assert_eq!(world.no(token(5, 5_001, 60_000)), codes::INVALID);
     assert_eq!(world.no(token(5, 1, 10)), codes::INVALID);
-    assert_eq!(world.no(token(5, 1, u64::MAX)), codes::INVALID);
+    let longest_ms = crate::limits::TOKEN_TTL_MAX.as_millis() as u64;
+    assert_eq!(world.ask(token(5, 1, longest_ms + 1)).unwrap_err().message, "a token lives 1 second to 30 days");
+    world.ok(token(6, 1, longest_ms));
     world.ok(token(5, 1, 60_000));
     assert_eq!(world.no(token(5, 1, 60_000)), codes::EXISTS);
     world.ok(Command::RevokeToken { id: TokenId([5; 8]) });

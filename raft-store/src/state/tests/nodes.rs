@@ -113,7 +113,7 @@ fn a_node_with_machines_is_removed_by_force_only() {
     world.ok(desire(2, Desired::Deleted));
     world.ok(move_begin(3, 1, 1, 2));
     let refusal = world.ask(remove(2, false)).unwrap_err();
-    assert_eq!(refusal.message, "3 machines are placed on node n2");
+    assert_eq!(refusal.message, "node n2 has 3 machines");
     world.ok(remove(2, true));
     assert_eq!(world.placement(1).node, node_id(2), "its lease may still run: only a takeover moves it");
     assert!(!world.state.machines.contains_key(&machine_id(2)), "nobody is left to destroy it");
