@@ -199,6 +199,14 @@ fn known_peers(file: &ClusterFile) -> Vec<(NodeId, SocketAddr)> {
     file.peers.iter().filter_map(|(node, address)| Some((*node, address.parse().ok()?))).collect()
 }
 
+/// Goes on with the moves that a former daemon left.
+fn resume_moves(context: &Arc<Context>) -> Result<(), StartError> {
+    moving::driver::resume(context).map_err(|error| match error.kind() {
+        std::io::ErrorKind::InvalidData => StartError::Moves(error),
+        _ => StartError::Disk(error),
+    })
+}
+
 impl Node {
     /// Starts the member that the data directory describes.
     ///
@@ -269,10 +277,7 @@ impl Node {
             shutdown: CancellationToken::new(),
             seams,
         });
-        moving::driver::resume(&context).map_err(|error| match error.kind() {
-            std::io::ErrorKind::InvalidData => StartError::Moves(error),
-            _ => StartError::Disk(error),
-        })?;
+        resume_moves(&context)?;
         let _ = late.set(context.clone());
         Ok(Self::run(context, file, said))
     }
