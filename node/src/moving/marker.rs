@@ -250,8 +250,8 @@ mod tests {
         fn exists(&self, name: &str) -> io::Result<bool> {
             self.below.exists(name)
         }
-        fn storage(&self, name: &str) -> io::Result<Box<dyn redb::StorageBackend>> {
-            self.below.storage(name)
+        fn storage(&self, name: &str, grows: bool) -> io::Result<Box<dyn redb::StorageBackend>> {
+            self.below.storage(name, grows)
         }
     }
 

@@ -37,8 +37,8 @@ use crate::types::{LogId, Vote};
 
 use identity::IdentityV1;
 pub(crate) use identity::NOTE;
-use journal::Journal;
 pub(crate) use journal::JOURNAL;
+use journal::Journal;
 pub(crate) use log::LogStore;
 use log::{Kept, Taken};
 pub use machine::AppliedEntry;
