@@ -86,8 +86,8 @@ fn run(wanted: &[String], record: bool) -> Result<()> {
         voice.say(&format!("== {name}"));
         match measured(*measure, &voice) {
             Ok(found) => {
-                for mut row in found {
-                    row.group = (*name).to_owned();
+                for (place, mut row) in found.into_iter().enumerate() {
+                    (row.group, row.place) = ((*name).to_owned(), place);
                     let json = serde_json::to_string(&row)?;
                     std::fs::write(directory.join(format!("{}.json", row.id)), json)?;
                     rows.push(row.summary());
@@ -158,8 +158,7 @@ fn write_record(directory: &Path) -> Result<()> {
         let text = std::fs::read_to_string(&path)?;
         rows.push(serde_json::from_str(&text).with_context(|| format!("in {}", path.display()))?);
     }
-    let place = |row: &Row| MEASURES.iter().position(|(name, _)| *name == row.group);
-    rows.sort_by_key(|row| (place(row), row.id.clone()));
+    report::sort(&mut rows, &MEASURES.iter().map(|(name, _)| *name).collect::<Vec<_>>());
     let results = Results { host: host(), rows: rows.iter().map(Row::summary).collect() };
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("a package has a parent")?;
     let mut json = serde_json::to_string_pretty(&results)?;

@@ -96,6 +96,9 @@ pub struct Row<T = Vec<f64>> {
     pub id: String,
     /// The `ROW=` that measures it; the runner fills it in.
     pub group: String,
+    /// Its place among the rows of its group, as they are measured; the runner fills it in.
+    #[serde(default)]
+    pub place: usize,
     /// What is measured.
     pub what: String,
     /// `ms`, `MiB`, `1/s`, ...
@@ -155,7 +158,7 @@ impl Row {
     pub fn new(id: &str, what: &str, unit: &str, aims: &[Aim]) -> Self {
         let (id, what, unit) = (id.to_owned(), what.to_owned(), unit.to_owned());
         let (group, ours, peers, notes) = (String::new(), Vec::new(), Vec::new(), Vec::new());
-        Row { id, group, what, unit, aims: aims.to_vec(), ours, peers, notes }
+        Row { id, group, place: 0, what, unit, aims: aims.to_vec(), ours, peers, notes }
     }
 
     /// Adds a peer: its samples, or why there are none.
@@ -181,6 +184,7 @@ impl Row {
         Row {
             id: self.id.clone(),
             group: self.group.clone(),
+            place: self.place,
             what: self.what.clone(),
             unit: self.unit.clone(),
             aims: self.aims.clone(),
@@ -189,6 +193,11 @@ impl Row {
             notes: self.notes.clone(),
         }
     }
+}
+
+/// Brings rows into the order in which they are measured: a row that speaks of "the same" comes after what it means.
+pub fn sort<T>(rows: &mut [Row<T>], groups: &[&str]) {
+    rows.sort_by_key(|row| (groups.iter().position(|group| *group == row.group), row.place));
 }
 
 impl Row<Spread> {
@@ -395,6 +404,22 @@ mod tests {
         for word in words {
             assert!(text.contains(word), "no {word:?} in {text}");
         }
+    }
+
+    #[test]
+    fn rows_come_as_they_are_measured() {
+        let of = |group: &str, place: usize, id: &str| Row { group: group.into(), place, ..Row::new(id, "", "", &[]) };
+        let mut rows = [
+            of("idle", 1, "idle-cpu"),
+            of("idle", 0, "idle-memory"),
+            of("writes", 1, "writes-16"),
+            of("writes", 3, "writes-256"),
+            of("writes", 2, "writes-64"),
+            of("writes", 0, "writes-1"),
+        ];
+        sort(&mut rows, &["join", "writes", "idle"]);
+        let ids = rows.each_ref().map(|row| row.id.as_str());
+        assert_eq!(ids, ["writes-1", "writes-16", "writes-64", "writes-256", "idle-memory", "idle-cpu"]);
     }
 
     #[test]
