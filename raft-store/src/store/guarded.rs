@@ -1,7 +1,8 @@
-//! Reading a file that may have rotted: redb panics over some damage where it should refuse it.
+//! Using a file that may have rotted: redb panics over some damage where it should refuse it.
 //!
 //! The whole file is checked only after a crash: that costs a read of everything. What the start reads anyway (the
-//! tables, every entry of the log, the snapshot) is read inside [`guarded`], so that damage is named like any other.
+//! tables, every entry of the log, the snapshot) is read inside [`guarded`], and so is every transaction, so that damage is
+//! named like any other, and nobody waits for what a panic has carried away.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -14,7 +15,7 @@ thread_local! {
     static GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs what reads the file. A panic in it becomes the error that names the file, and is not printed.
+/// Runs what uses the file. A panic in it becomes the error that names the file, and a line of the log.
 ///
 /// What `read` was working on is dropped with the panic, so nothing half-done is seen afterwards.
 pub(super) fn guarded<T>(read: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
@@ -22,7 +23,9 @@ pub(super) fn guarded<T>(read: impl FnOnce() -> Result<T, StoreError>) -> Result
     QUIET.call_once(|| {
         let others = take_hook();
         set_hook(Box::new(move |panic| {
-            if !GUARDED.get() {
+            if GUARDED.get() {
+                tracing::warn!(%panic, "the ledger's file could not be used");
+            } else {
                 others(panic);
             }
         }));

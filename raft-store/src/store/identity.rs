@@ -8,9 +8,10 @@
 use fabric::records;
 use fabric::seams::{Disk, Entropy, draw};
 use fabric::wire;
+use redb::Database;
 use rkyv::{Archive, Deserialize, Serialize};
 
-use super::{FILE, KEY_IDENTITY, Store, StoreError, damaged};
+use super::{FILE, KEY_IDENTITY, StoreError, damaged, record};
 
 /// The note's name in the data directory.
 pub(crate) const NOTE: &str = "ledger-id";
@@ -48,21 +49,21 @@ pub(super) fn check_there(disk: &dyn Disk, note: Option<&IdentityV1>, begun: boo
     if (note.is_some() || begun) && !there { Err(StoreError::Lost { file: FILE }) } else { Ok(()) }
 }
 
-impl Store {
-    /// Compares the database with the note, or notes it.
-    pub(super) fn check_identity(&self, disk: &dyn Disk, note: Option<IdentityV1>) -> Result<(), StoreError> {
-        let own: IdentityV1 =
-            self.meta(KEY_IDENTITY)?.ok_or_else(|| damaged("the record of its id", "it is missing"))?;
-        match note {
-            Some(note) if note == own => Ok(()),
-            Some(_) => Err(StoreError::Other { file: FILE }),
-            None => disk.write(NOTE, &wire::encode(&own)).map_err(disk_failed("noting it")),
-        }
+/// Compares the database with the note, or notes it. Gives its id.
+pub(super) fn check(database: &Database, disk: &dyn Disk, note: Option<IdentityV1>) -> Result<IdentityV1, StoreError> {
+    let own: IdentityV1 =
+        record(database, KEY_IDENTITY)?.ok_or_else(|| damaged("the record of its id", "it is missing"))?;
+    match note {
+        Some(note) if note == own => {}
+        Some(_) => return Err(StoreError::Other { file: FILE }),
+        None => disk.write(NOTE, &wire::encode(&own)).map_err(disk_failed("noting it"))?,
     }
+    Ok(own)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::Store;
     use super::super::suite::disk::MemoryDisk;
     use super::*;
     use fabric::seams::real::KernelEntropy;

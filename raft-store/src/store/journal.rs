@@ -2,16 +2,19 @@
 //! transaction of the database copies a path of pages in each of its trees.
 //!
 //! ```text
-//! record   frame of JournalRecordV1, padded with zeros to a multiple of ALIGN; the first is at offset 0
-//! file     JOURNAL_BYTES; records of the current head, then whatever was there before
+//! file     JOURNAL_BYTES: the id of the ledger, records of the current head, then whatever was there before
+//! id       frame of IdentityV1, padded to a SECTOR
+//! record   run 16 bytes, generation u64 le, frame of JournalRecordV1; padded with zeros to a multiple of SECTOR
 //! ```
 //!
-//! The head is in the database. A transaction that takes the journal in writes another head with it, so that the records of
-//! the old one count no more from the same sync on, and the next record begins at offset 0 again. Nothing is ever erased.
+//! The head (run and generation) is in the database. A transaction that takes the journal in writes another head with it, so
+//! that the records of the old one count no more from the same sync on, and the next record begins in front again. Nothing
+//! is ever erased.
 //!
-//! One record is written and synced at a time, so a power cut can tear the last one only: it was promised to nobody, and
-//! reading ends there. One that is damaged while others follow it was promised: it is refused. (Write-ahead logging with a
-//! checksum a record, as ARIES and its heirs do it; Mohan et al., ACM TODS 17:1, 1992.)
+//! One record is written and synced at a time, and no two share a sector, so a power cut can tear the last one only: it was
+//! promised to nobody, and reading ends there. One that is damaged while others follow it was promised: it is refused. Of
+//! the device it is assumed that a sector which is rewritten as it was stays as it was. (Write-ahead logging; Mohan et al.,
+//! ARIES, ACM TODS 17:1, 1992.)
 
 use std::fmt;
 
@@ -19,6 +22,7 @@ use fabric::seams::Disk;
 use fabric::wire::{self, HEADER_BYTES};
 use redb::{StorageBackend, WriteTransaction};
 
+use super::identity::IdentityV1;
 use super::log::{Taken, weight};
 use super::{KEY_JOURNAL, StoreError, disk_failed, put};
 use crate::codec::{EntryV1, JournalHeadV1, JournalRecordV1, LogIdV1};
@@ -27,8 +31,10 @@ use crate::types::{Entry, LogId};
 
 /// The file's name in the data directory.
 pub(crate) const JOURNAL: &str = "ledger.journal";
-/// Records begin at multiples of it.
-const ALIGN: usize = 64;
+/// What a disk writes as a whole, at the least.
+const SECTOR: usize = 512;
+/// Bytes of a record in front of its frame.
+const PREFIX_BYTES: usize = 24;
 /// Entries of more bytes go into the database at once.
 const RECORD_BYTES_MAX: usize = JOURNAL_BYTES / 4;
 
@@ -52,39 +58,40 @@ impl fmt::Debug for Journal {
 }
 
 impl Journal {
-    /// Opens the file. It is made before the database is, and belongs to it from then on.
-    pub(super) fn open(disk: &dyn Disk) -> Result<Self, StoreError> {
+    /// Opens the file of a ledger, and reads what was appended under `head`. Whatever is appended next comes under `fresh`,
+    /// once the database has both.
+    pub(super) fn open(
+        disk: &dyn Disk,
+        ledger: IdentityV1,
+        head: JournalHeadV1,
+        fresh: JournalHeadV1,
+    ) -> Result<Self, StoreError> {
         let failed = || disk_failed(JOURNAL, "opening it");
-        if !disk.exists(super::FILE).map_err(failed())? {
-            make(disk).map_err(disk_failed(JOURNAL, "making it"))?;
-        } else if !disk.exists(JOURNAL).map_err(failed())? {
+        if !disk.exists(JOURNAL).map_err(failed())? {
             return Err(StoreError::Lost { file: JOURNAL });
         }
         let file = disk.storage(JOURNAL, false).map_err(failed())?;
         if file.len().map_err(failed())? != JOURNAL_BYTES as u64 {
             return Err(damaged("its length", "it was cut short or grew"));
         }
-        let head = JournalHeadV1 { run: [0; 16], generation: 0 };
-        Ok(Journal { file, head, fresh: None, records: 0, end: 0, entries: Vec::new(), committed: None })
-    }
-
-    /// Reads what was appended under `head`; whatever is appended next comes under `fresh`, once the database has both.
-    /// Gives how far the log was known to be committed.
-    pub(super) fn recover(&mut self, head: JournalHeadV1, fresh: JournalHeadV1) -> Result<Option<LogId>, StoreError> {
         let mut bytes = vec![0; JOURNAL_BYTES];
-        self.file.read(0, &mut bytes).map_err(disk_failed(JOURNAL, "reading it"))?;
-        let records = scan(&bytes, head)?;
-        self.committed = records.last().and_then(|record| record.committed).map(LogId::from);
-        for entry in records.into_iter().flat_map(|record| record.entries) {
-            self.entries.push(entry.into_entry().map_err(|cause| damaged("an entry", cause))?);
+        file.read(0, &mut bytes).map_err(disk_failed(JOURNAL, "reading it"))?;
+        match frame_at(&bytes, 0).map(wire::decode::<IdentityV1>) {
+            Some(Ok(found)) if found == ledger => {}
+            Some(Ok(_)) => return Err(StoreError::Other { file: JOURNAL }),
+            Some(Err(cause)) => return Err(damaged("the record of its id", cause)),
+            None => return Err(damaged("the record of its id", "it is missing")),
         }
-        self.fresh = Some(fresh);
-        Ok(self.committed)
+        let records = scan(&bytes, head)?;
+        let committed = records.last().and_then(|record| record.committed).map(LogId::from);
+        let entries = records.into_iter().flat_map(|record| record.entries).map(EntryV1::into_entry);
+        let entries = entries.collect::<Result<_, _>>().map_err(|cause| damaged("an entry", cause))?;
+        Ok(Journal { file, head, fresh: Some(fresh), records: 0, end: SECTOR, entries, committed })
     }
 
-    /// Whether the database has everything.
-    pub(super) fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+    /// How far the log was known to be committed when the newest record was written.
+    pub(super) fn committed(&self) -> Option<LogId> {
+        self.committed
     }
 
     /// Makes entries durable. False when there is no room for them: then a transaction has to take everything.
@@ -98,8 +105,9 @@ impl Journal {
         let committed = taken.committed.map(LogIdV1::from);
         let entries = taken.entries.iter().map(EntryV1::from).collect();
         let record = JournalRecordV1 { head: self.head, number: self.records, committed, entries };
-        let mut bytes = wire::encode(&record);
-        bytes.resize(bytes.len().next_multiple_of(ALIGN), 0);
+        let mut bytes = prefix(self.head).to_vec();
+        bytes.extend(wire::encode(&record));
+        bytes.resize(bytes.len().next_multiple_of(SECTOR), 0);
         if self.end + bytes.len() > JOURNAL_BYTES {
             return Ok(false);
         }
@@ -128,23 +136,28 @@ impl Journal {
     /// The database has everything: what is appended next comes under `head`.
     pub(super) fn begin(&mut self, head: JournalHeadV1) {
         (self.head, self.fresh) = (head, None);
-        (self.records, self.end) = (0, 0);
+        (self.records, self.end) = (0, SECTOR);
         self.entries.clear();
     }
 }
 
-/// Makes the file, under a temporary name until it is whole.
-fn make(disk: &dyn Disk) -> std::io::Result<()> {
-    let fresh = format!("{JOURNAL}.new");
-    disk.remove(&fresh)?;
-    let file = disk.storage(&fresh, false)?;
-    file.set_len(JOURNAL_BYTES as u64)?;
-    // Written once, so that an append finds its blocks and its sync has nothing but them to write.
-    file.write(0, &vec![0; JOURNAL_BYTES])?;
-    file.sync_data()?;
-    file.close()?;
-    drop(file);
-    disk.rename(&fresh, JOURNAL)
+/// Makes the file of a ledger whose database is made next, under a temporary name until it is whole.
+pub(super) fn make(disk: &dyn Disk, ledger: IdentityV1) -> Result<(), StoreError> {
+    let made = || {
+        let fresh = format!("{JOURNAL}.new");
+        disk.remove(&fresh)?;
+        let file = disk.storage(&fresh, false)?;
+        file.set_len(JOURNAL_BYTES as u64)?;
+        // All of it, so that an append finds its blocks and its sync has nothing but them to write.
+        let mut bytes = wire::encode(&ledger);
+        bytes.resize(JOURNAL_BYTES, 0);
+        file.write(0, &bytes)?;
+        file.sync_data()?;
+        file.close()?;
+        drop(file);
+        disk.rename(&fresh, JOURNAL)
+    };
+    made().map_err(disk_failed(JOURNAL, "making it"))
 }
 
 fn damaged(what: impl Into<String>, cause: impl ToString) -> StoreError {
@@ -153,7 +166,7 @@ fn damaged(what: impl Into<String>, cause: impl ToString) -> StoreError {
 
 /// The records of `head`, in order.
 fn scan(bytes: &[u8], head: JournalHeadV1) -> Result<Vec<JournalRecordV1>, StoreError> {
-    let (mut records, mut at) = (Vec::new(), 0);
+    let (mut records, mut at) = (Vec::new(), SECTOR);
     while let Some((record, length)) = record_at(bytes, at, head) {
         if record.number != records.len() as u64 {
             break;
@@ -163,18 +176,32 @@ fn scan(bytes: &[u8], head: JournalHeadV1) -> Result<Vec<JournalRecordV1>, Store
     }
     let number = records.len() as u64;
     let behind = |at| record_at(bytes, at, head).is_some_and(|(record, _)| record.number > number);
-    if (at..bytes.len()).step_by(ALIGN).any(behind) {
+    if (at..bytes.len()).step_by(SECTOR).any(behind) {
         return Err(damaged(format!("record {number}"), "records that were written after it are there"));
     }
     Ok(records)
 }
 
-/// The record that begins at an offset, if it is one of `head`, and how far it reaches.
-fn record_at(bytes: &[u8], at: usize, head: JournalHeadV1) -> Option<(JournalRecordV1, usize)> {
+fn prefix(head: JournalHeadV1) -> [u8; PREFIX_BYTES] {
+    let mut bytes = [0; PREFIX_BYTES];
+    bytes[..16].copy_from_slice(&head.run);
+    bytes[16..].copy_from_slice(&head.generation.to_le_bytes());
+    bytes
+}
+
+/// The frame that begins at an offset, if its length makes sense.
+fn frame_at(bytes: &[u8], at: usize) -> Option<&[u8]> {
     let rest = bytes.get(at..)?;
-    let length = wire::frame_bytes(rest.first_chunk::<HEADER_BYTES>()?).ok()?;
-    let record: JournalRecordV1 = wire::decode(rest.get(..length)?).ok()?;
-    (record.head == head).then_some((record, length.next_multiple_of(ALIGN)))
+    rest.get(..wire::frame_bytes(rest.first_chunk::<HEADER_BYTES>()?).ok()?)
+}
+
+/// The record that begins at an offset, if it is one of `head`, and how far it reaches. What a client has put into an entry
+/// does not get past the prefix, so none can make this costly.
+fn record_at(bytes: &[u8], at: usize, head: JournalHeadV1) -> Option<(JournalRecordV1, usize)> {
+    bytes.get(at..)?.starts_with(&prefix(head)).then_some(())?;
+    let frame = frame_at(bytes, at + PREFIX_BYTES)?;
+    let record: JournalRecordV1 = wire::decode(frame).ok()?;
+    (record.head == head).then_some((record, (PREFIX_BYTES + frame.len()).next_multiple_of(SECTOR)))
 }
 
 #[cfg(test)]
@@ -274,17 +301,48 @@ mod tests {
         assert!(open(&disk).err().expect("it is noticed").to_string().contains("log entry 0"));
     }
 
-    #[test]
-    fn content_that_looks_like_a_record_is_none() {
+    /// A torn record whose content holds a whole later one of `head`, where a record could begin.
+    fn torn_around(head: impl Fn(JournalHeadV1) -> JournalHeadV1) -> Result<Store, StoreError> {
         let disk = MemoryDisk::new(26);
         let store = open(&disk).unwrap();
         append(&store, 0, b"x");
-        let record = bytes(&disk, JOURNAL)[..ALIGN * 8].to_vec();
-        // Shifted by every offset, so that one of them stands where a record could begin.
-        let content: Vec<u8> = (0..ALIGN).flat_map(|shift| [vec![0; shift], record.clone()].concat()).collect();
-        append(&store, 1, &content);
+        let head = head(store.meta(KEY_JOURNAL).unwrap().unwrap());
+        let forged = JournalRecordV1 { head, number: 9, committed: None, entries: Vec::new() };
+        let forged = [prefix(head).to_vec(), wire::encode(&forged)].concat();
+        let marked = [&[0; SECTOR][..], b"HERE", &[0; 4 * SECTOR]].concat();
+        append(&store, 1, &marked);
+        let place = bytes(&disk, JOURNAL).windows(4).position(|four| four == b"HERE").unwrap();
+        // The next record has the same shape, so the same offset behind its beginning.
+        let begin = [&vec![0; SECTOR + (SECTOR - place % SECTOR)][..], &forged, b"THE END"].concat();
+        append(&store, 2, &[&begin[..], &vec![0; marked.len() - begin.len()]].concat());
         drop(store);
-        assert_eq!(indexes(&open(&disk.reboot()).unwrap()), [0, 1]);
+        let disk = disk.reboot();
+        assert!(disk.corrupt(JOURNAL, b"THE END", b"the"));
+        assert!(bytes(&disk, JOURNAL).chunks(SECTOR).any(|sector| sector.starts_with(&forged)));
+        open(&disk)
+    }
+
+    #[test]
+    fn content_that_looks_like_a_later_record_is_none() {
+        let drawn = |head: JournalHeadV1| JournalHeadV1 { run: [7; 16], ..head };
+        assert_eq!(indexes(&torn_around(drawn).unwrap()), [0, 1]);
+        assert!(torn_around(|head| head).is_err(), "whoever knew the run could do this");
+    }
+
+    #[test]
+    fn anothers_journal_and_an_empty_one_are_refused() {
+        let (disk, other) = (MemoryDisk::new(28), MemoryDisk::new(29));
+        let store = open(&disk).unwrap();
+        append(&store, 0, b"x");
+        drop((store, open(&other).unwrap()));
+        let disk = disk.reboot();
+        let good = bytes(&disk, JOURNAL);
+        disk.write(JOURNAL, &bytes(&other.reboot(), JOURNAL)).unwrap();
+        assert!(matches!(open(&disk), Err(StoreError::Other { file: JOURNAL })));
+        disk.write(JOURNAL, &vec![0; JOURNAL_BYTES]).unwrap();
+        assert!(matches!(open(&disk), Err(StoreError::Damaged { file: JOURNAL, .. })));
+        disk.write(JOURNAL, &good).unwrap();
+        assert_eq!(indexes(&open(&disk).unwrap()), [0]);
     }
 
     #[test]

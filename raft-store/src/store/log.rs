@@ -24,8 +24,8 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::machine::Halt;
-use super::{During, KEY_COMMITTED, KEY_JOURNAL, KEY_PURGED, KEY_VOTE, LOG, Store, StoreError, damaged, put};
-use crate::codec::{EntryV1, JournalHeadV1, LogIdV1, VoteV1};
+use super::{During, KEY_COMMITTED, KEY_PURGED, KEY_VOTE, LOG, Store, StoreError, damaged, put};
+use crate::codec::{EntryV1, LogIdV1, VoteV1};
 use crate::tuning::{JOURNAL_SETTLES, LOG_QUEUE_BYTES, LOG_TAIL_BYTES, READ_BYTES, SWEPT_PER_TRANSACTION};
 use crate::types::{Entry, LogId, TC, Vote};
 
@@ -257,23 +257,12 @@ impl Store {
 
     /// Whether the journal holds what the database lacks.
     fn is_unsettled(&self) -> bool {
-        !self.journal().is_empty()
+        self.memory().queue.unfolded.is_some()
     }
 
     /// Takes the journal into the database.
     fn settle(&self) -> Result<(), StoreError> {
         if self.is_unsettled() { self.write(APPENDING, |_| Ok(())) } else { Ok(()) }
-    }
-
-    /// At the start: takes in what the last run has left in the journal, and begins it anew.
-    pub(super) fn take_journal_in(&self, fresh: JournalHeadV1) -> Result<(), StoreError> {
-        let head = self.meta(KEY_JOURNAL)?.ok_or_else(|| damaged("the head of the journal", "it is missing"))?;
-        let mut journal = self.journal();
-        let committed = journal.recover(head, fresh)?;
-        let mut memory = self.memory();
-        memory.committed = memory.committed.max(committed);
-        drop(memory);
-        self.transact(&mut journal, Taken::default(), "taking the journal in", |_| Ok(()))
     }
 
     /// What the transaction that begins now has to take along.
@@ -423,13 +412,17 @@ pub(crate) struct LogStore {
 async fn write_queue(store: Store, halt: Halt, mut woken: mpsc::Receiver<()>) {
     loop {
         let quiet = if store.is_unsettled() { JOURNAL_SETTLES } else { Duration::MAX };
-        let done = match timeout(quiet, woken.recv()).await {
-            Ok(Some(())) => in_place(|| store.flush()),
-            Ok(None) => return,
-            Err(_) => in_place(|| store.settle()),
-        };
+        let come = timeout(quiet, woken.recv()).await;
+        let done = in_place(|| match come {
+            Ok(Some(())) => store.flush(),
+            Ok(None) => store.flush().and_then(|()| store.settle()),
+            Err(_) => store.settle(),
+        });
         if let Err(error) = done {
             halt.because(&error);
+        }
+        if let Ok(None) = come {
+            return;
         }
         // Whoever was told goes first: what it does next may belong into the next sync.
         tokio::task::yield_now().await;

@@ -189,43 +189,32 @@ impl Store {
     fn read(disk: &dyn Disk, entropy: &dyn Entropy, begun: bool) -> Result<Self, StoreError> {
         let note = identity::noted(disk)?;
         identity::check_there(disk, note.as_ref(), begun)?;
-        let journal = Journal::open(disk)?;
         let fresh = IdentityV1::draw(entropy);
+        if !disk.exists(FILE).map_err(disk_failed(FILE, "looking for it"))? {
+            journal::make(disk, fresh)?;
+        }
         let database = open_database(disk, FILE, DATABASE_CACHE_BYTES, |database| prepare(database, fresh))
             .map_err(|source| StoreError::Open { file: FILE, source: Box::new(source) })?;
+        check_format(&database)?;
+        let id = identity::check(&database, disk, note)?;
+        let head =
+            record(&database, KEY_JOURNAL)?.ok_or_else(|| damaged("the head of the journal", "it is missing"))?;
+        let journal = Journal::open(disk, id, head, JournalHeadV1 { run: draw(entropy), generation: 0 })?;
+        let vote = record::<VoteV1>(&database, KEY_VOTE)?.map(Vote::from);
+        let committed = record::<LogIdV1>(&database, KEY_COMMITTED)?.map(LogId::from).max(journal.committed());
+        let purged = record::<LogIdV1>(&database, KEY_PURGED)?.map(LogId::from);
         let store = Store {
             database: Arc::new(database),
             journal: Arc::new(Mutex::new(journal)),
-            memory: Arc::default(),
+            memory: Arc::new(Mutex::new(log::Memory::new(vote, committed, purged))),
             generation: Arc::default(),
             syncs: Arc::default(),
         };
-        store.check_format()?;
-        store.check_identity(disk, note)?;
-        let vote = store.meta::<VoteV1>(KEY_VOTE)?.map(Vote::from);
-        let committed = store.meta::<LogIdV1>(KEY_COMMITTED)?.map(LogId::from);
-        let purged = store.meta::<LogIdV1>(KEY_PURGED)?.map(LogId::from);
-        *store.memory() = log::Memory::new(vote, committed, purged);
-        store.take_journal_in(JournalHeadV1 { run: draw(entropy), generation: 0 })?;
+        // What the last run has left in the journal.
+        store.write("taking the journal in", |_| Ok(()))?;
         store.verify_log()?;
         store.discard_unfinished_snapshots()?;
         Ok(store)
-    }
-
-    fn check_format(&self) -> Result<(), StoreError> {
-        let read = self.database.begin_read().during("reading its format")?;
-        let table = read.open_table(META).during("reading its format")?;
-        let value = table.get(KEY_FORMAT).during("reading its format")?;
-        let frame = value.ok_or_else(|| damaged("the format record", "it is missing"))?;
-        match wire::decode::<FormatV1>(frame.value()) {
-            Ok(format) if format.version == FORMAT => Ok(()),
-            Ok(format) if format.version < FORMAT => Err(StoreError::Older { file: FILE, found: format.version }),
-            Ok(format) => Err(StoreError::Newer { file: FILE, found: format.version }),
-            Err(WireError::Type { found_version, .. }) => {
-                Err(StoreError::Newer { file: FILE, found: found_version.into() })
-            }
-            Err(cause) => Err(damaged("the format record", cause)),
-        }
     }
 
     fn memory(&self) -> MutexGuard<'_, log::Memory> {
@@ -234,7 +223,7 @@ impl Store {
     }
 
     fn journal(&self) -> MutexGuard<'_, Journal> {
-        // It says itself what it holds, and that only after it was written.
+        // Nothing panics under it: what may is guarded.
         self.journal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -256,7 +245,7 @@ impl Store {
         action: &'static str,
         change: impl FnOnce(&WriteTransaction) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let done = (|| {
+        let done = guarded::guarded(|| {
             let mut transaction = self.database.begin_write().during(action)?;
             transaction.set_durability(Durability::Immediate).during(action)?;
             let next = journal.put(&transaction)?;
@@ -266,7 +255,7 @@ impl Store {
             transaction.commit().during(action)?;
             journal.begin(next);
             Ok(out)
-        })();
+        });
         self.syncs.fetch_add(1, Ordering::Relaxed);
         self.taken_done(taken, done.as_ref().map(|_| Kept::InDatabase));
         done
@@ -279,13 +268,7 @@ impl Store {
         T::Archived: for<'a> rkyv::bytecheck::CheckBytes<rkyv::api::high::HighValidator<'a, rkyv::rancor::Error>>
             + rkyv::Deserialize<T, rkyv::api::high::HighDeserializer<rkyv::rancor::Error>>,
     {
-        let read = self.database.begin_read().during("reading a record")?;
-        let table = read.open_table(META).during("reading a record")?;
-        let Some(frame) = table.get(key).during("reading a record")? else { return Ok(None) };
-        match wire::decode(frame.value()) {
-            Ok(record) => Ok(Some(record)),
-            Err(cause) => Err(damaged(format!("the record {key:?}"), cause)),
-        }
+        record(&self.database, key)
     }
 
     /// Counts synced transactions since the start.
@@ -295,6 +278,38 @@ impl Store {
 
     fn next_generation(&self) -> u64 {
         self.generation.fetch_add(1, Ordering::Relaxed) + 1
+    }
+}
+
+fn check_format(database: &Database) -> Result<(), StoreError> {
+    let read = database.begin_read().during("reading its format")?;
+    let table = read.open_table(META).during("reading its format")?;
+    let value = table.get(KEY_FORMAT).during("reading its format")?;
+    let frame = value.ok_or_else(|| damaged("the format record", "it is missing"))?;
+    match wire::decode::<FormatV1>(frame.value()) {
+        Ok(format) if format.version == FORMAT => Ok(()),
+        Ok(format) if format.version < FORMAT => Err(StoreError::Older { file: FILE, found: format.version }),
+        Ok(format) => Err(StoreError::Newer { file: FILE, found: format.version }),
+        Err(WireError::Type { found_version, .. }) => {
+            Err(StoreError::Newer { file: FILE, found: found_version.into() })
+        }
+        Err(cause) => Err(damaged("the format record", cause)),
+    }
+}
+
+/// The record under `key`.
+fn record<T>(database: &Database, key: &'static str) -> Result<Option<T>, StoreError>
+where
+    T: wire::Record,
+    T::Archived: for<'a> rkyv::bytecheck::CheckBytes<rkyv::api::high::HighValidator<'a, rkyv::rancor::Error>>
+        + rkyv::Deserialize<T, rkyv::api::high::HighDeserializer<rkyv::rancor::Error>>,
+{
+    let read = database.begin_read().during("reading a record")?;
+    let table = read.open_table(META).during("reading a record")?;
+    let Some(frame) = table.get(key).during("reading a record")? else { return Ok(None) };
+    match wire::decode(frame.value()) {
+        Ok(record) => Ok(Some(record)),
+        Err(cause) => Err(damaged(format!("the record {key:?}"), cause)),
     }
 }
 

@@ -122,6 +122,23 @@ fn a_failed_sync_fails_every_callback_and_halts() {
 }
 
 #[test]
+fn a_panic_of_the_database_fails_who_waits_and_whatever_comes_after() {
+    on_a_paused_clock(async {
+        let disk = MemoryDisk::new(7);
+        let (store, mut log, _) = open(&disk);
+        append(&mut log, vec![entry(0, 50)]).await.1.await.unwrap().unwrap();
+        let (_, told) = append(&mut log, vec![entry(1, 50)]).await;
+        let error = store.write("testing", |_| -> Result<(), _> { panic!("a page has rotted") }).unwrap_err();
+        assert!(error.to_string().contains("a page has rotted"), "{error}");
+        assert!(told.await.unwrap().is_err(), "its entry went with the panic");
+        assert!(append(&mut log, vec![entry(2, 50)]).await.0.is_err() && store.settle_for_test().is_err());
+        drop((store, log));
+        let (_, mut log, _) = open(&disk.reboot());
+        assert_eq!(log.try_get_log_entries(0..3).await.unwrap().len(), 1);
+    });
+}
+
+#[test]
 fn purged_entries_are_gone_at_once_and_leave_the_disk_in_pieces() {
     on_a_paused_clock(async {
         let disk = MemoryDisk::new(6);
