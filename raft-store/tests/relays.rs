@@ -2,9 +2,12 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{Cluster, eventually, id_of, machine, machine_id, place, run, tenant};
 use raft_store::command::{Actor, Command};
 use raft_store::ledger::{LedgerError, Part};
+use tokio::time::Instant;
 
 #[test]
 fn a_follower_that_cannot_hear_the_leader_writes_through_another() {
@@ -28,6 +31,43 @@ fn a_follower_that_cannot_hear_the_leader_writes_through_another() {
         cluster.net.heal();
         cluster.ledger(deaf).linearizable().await.unwrap();
         assert_eq!(cluster.read(deaf, |state| state.tenants.len()), 7);
+    });
+}
+
+/// Between two readings of clocks at one moment of a test.
+const ROUNDING: Duration = Duration::from_millis(50);
+
+#[test]
+fn a_lease_is_renewed_through_another_and_counts_from_the_first_asking() {
+    run(async {
+        let cluster = Cluster::with_worker().await;
+        let leader = cluster.leader().await;
+        let deaf = (leader + 1) % 3;
+        let renew = async |host: usize| {
+            // A try that goes through a worker is refused: the next one goes through another member.
+            for _ in 0..6 {
+                let begun = Instant::now();
+                if let Ok(renewal) = cluster.ledger(host).renew_lease().await {
+                    return (renewal, begun.elapsed());
+                }
+            }
+            panic!("host {host} gets no lease");
+        };
+        let term = renew(leader).await.0.grant.term;
+        for host in [deaf, 3] {
+            let (one, other) = (cluster.hosts[leader].id, cluster.hosts[host].id);
+            cluster.net.cut_one_way(one, other);
+            let (first, took) = renew(host).await;
+            let (second, _) = renew(host).await;
+            assert_eq!(first.grant.term, term, "the same leader grants it");
+            // The time that the way around took is the holder's loss: both clocks are read within a few instructions.
+            assert!(took > ROUNDING && second.sent - first.sent + ROUNDING > took, "{first:?} {second:?} {took:?}");
+            // The same when it can neither hear nor tell the leader.
+            cluster.net.cut_one_way(other, one);
+            assert_eq!(renew(host).await.0.grant.term, term);
+            cluster.net.heal();
+        }
+        assert_eq!(cluster.ledger(leader).status().part, Part::Leader);
     });
 }
 

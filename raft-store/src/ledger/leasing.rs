@@ -8,18 +8,19 @@ use std::sync::Weak;
 use std::time::Duration;
 
 use fabric::ids::{MachineId, NodeId};
+use fabric::model::Role;
 use fabric::rpc::{CallError, Peer, Refusal};
 use fabric::wire;
 use openraft::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver;
 use tokio::time::{Instant, timeout};
 
-use super::messages::{EmptyV1, JUDGE, JudgeV1, RENEW, RenewAnswerV1, VerdictV1};
+use super::messages::{EmptyV1, JUDGE, JudgeV1, RELAY_RENEW, RENEW, RelayRenewV1, RenewAnswerV1, VerdictV1};
 use super::{Inner, Ledger, LedgerError};
 use crate::codes;
 use crate::command::{Command, Envelope};
 use crate::lease::{Grant, Verdict};
-use crate::tuning::{READ_INDEX_TIMEOUT, RENEW_TIMEOUT};
+use crate::tuning::{READ_INDEX_TIMEOUT, RELAY_AFTER, RENEW_TIMEOUT};
 use crate::types::term_of;
 
 /// A lease that was granted, and when it was asked for: the holder counts from then.
@@ -100,9 +101,24 @@ impl Inner {
         if self.leads() {
             return Ok(self.renew(self.me).await?);
         }
-        let bytes = self.ask_leader(RENEW, wire::encode(&EmptyV1)).await?;
+        let bytes = match timeout(RELAY_AFTER, self.ask_leader(RENEW, wire::encode(&EmptyV1))).await {
+            Ok(Ok(bytes)) => bytes,
+            Ok(Err(LedgerError::Refused(refusal))) => return Err(refusal.into()),
+            // It may be this node alone that the leader does not answer. The caller counts from before the first try.
+            Ok(Err(_)) | Err(_) => self.ask_renewal_through_another().await?,
+        };
         let answer: RenewAnswerV1 = wire::decode(&bytes).map_err(|_| self.no_leader())?;
         Ok(answer.grant)
+    }
+
+    async fn ask_renewal_through_another(&self) -> Result<Vec<u8>, LedgerError> {
+        let relay = self.leader_target().and_then(|leader| self.relay(leader)).ok_or_else(|| self.no_leader())?;
+        let body = wire::encode(&RelayRenewV1 { origin: self.me });
+        match self.rpc.call(relay, RELAY_RENEW, body, RENEW_TIMEOUT).await {
+            Ok(bytes) => Ok(bytes),
+            Err(CallError::Refused(refusal)) => Err(refusal.into()),
+            Err(_) => Err(self.no_leader()),
+        }
     }
 
     fn not_leader(&self) -> Refusal {
@@ -139,6 +155,28 @@ impl Inner {
         }
         let grant = self.renew(peer.id).await?;
         Ok(wire::encode(&RenewAnswerV1 { grant }))
+    }
+
+    /// Serves [`RELAY_RENEW`]: what comes from its origin is passed on to the leader, what was passed on is granted as
+    /// if it had come directly, after a ReadIndex round of its own. A voter is believed about who asks, see `serve_relay`:
+    /// a grant that nobody asked for could only hold a takeover back.
+    pub(super) async fn serve_relayed_renew(&self, peer: Peer, body: &[u8]) -> Result<Vec<u8>, Refusal> {
+        let asked: RelayRenewV1 =
+            wire::decode(body).map_err(|error| Refusal::new(codes::INVALID, error.to_string()))?;
+        let first_hop = peer.id == asked.origin;
+        if !first_hop && peer.role != Role::Voter {
+            return Err(Refusal::new(codes::DENIED, "a worker speaks for itself alone"));
+        }
+        if self.leads() {
+            let grant = self.renew(asked.origin).await?;
+            return Ok(wire::encode(&RenewAnswerV1 { grant }));
+        }
+        let leader = self.other_leader().filter(|_| first_hop).ok_or_else(|| self.not_leader())?;
+        match self.rpc.call(leader, RELAY_RENEW, body.to_vec(), RENEW_TIMEOUT).await {
+            Ok(answer) => Ok(answer),
+            Err(CallError::Refused(refusal)) => Err(refusal),
+            Err(_) => Err(self.not_leader()),
+        }
     }
 
     /// Serves [`JUDGE`].

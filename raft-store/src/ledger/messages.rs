@@ -25,6 +25,8 @@ pub(crate) const PAGE: Kind = 109;
 pub(crate) const RELAY: Kind = 110;
 /// [`READ_INDEX`] from a node that the leader does not answer, through another member.
 pub(crate) const RELAY_READ_INDEX: Kind = 111;
+/// [`RENEW`] from a node that the leader does not answer, through another member.
+pub(crate) const RELAY_RENEW: Kind = 112;
 
 /// Framed envelopes for the leader, whose actor is the sender.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
@@ -70,6 +72,12 @@ pub(crate) struct EmptyV1;
 #[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RenewAnswerV1 {
     pub(crate) grant: GrantV1,
+}
+
+/// Asks for the lease of `origin`, who sends it to a member, which passes it on to the leader. No second hop.
+#[derive(Archive, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RelayRenewV1 {
+    pub(crate) origin: NodeId,
 }
 
 /// May a machine of `owner` be taken over?
@@ -126,7 +134,7 @@ pub(crate) struct PageV1 {
     pub(crate) data: Vec<u8>,
 }
 
-records!(PageRequestV1 = (163, 1), PageV1 = (164, 1), RelayV1 = (165, 1));
+records!(PageRequestV1 = (163, 1), PageV1 = (164, 1), RelayV1 = (165, 1), RelayRenewV1 = (166, 1));
 
 /// Feeds any body to every decoder of this file, in a frame with a good checksum.
 #[cfg(test)]
@@ -137,5 +145,5 @@ pub(crate) fn feed_decoders(body: &[u8]) {
         ($($record:ty),+ $(,)?) => { $( let _ = decode::<$record>(&framed::<$record>(body)); )+ };
     }
     feed!(ForwardV1, RelayV1, ForwardAnswerV1, ReadIndexV1, EmptyV1, RenewAnswerV1, JudgeV1, VerdictV1);
-    feed!(PageRequestV1, PageV1);
+    feed!(PageRequestV1, PageV1, RelayRenewV1);
 }

@@ -7,7 +7,7 @@ use fabric::rpc::{Kind, Peer, Refusal, Router};
 use tokio::time::Instant;
 
 use super::Inner;
-use super::messages::{FORWARD, JUDGE, PAGE, READ_INDEX, RELAY, RELAY_READ_INDEX, RENEW};
+use super::messages::{FORWARD, JUDGE, PAGE, READ_INDEX, RELAY, RELAY_READ_INDEX, RELAY_RENEW, RENEW};
 use crate::network::{APPEND, PRE_VOTE, SNAPSHOT, TRANSFER, VOTE};
 
 type Slot = Arc<OnceLock<Weak<Inner>>>;
@@ -53,6 +53,7 @@ pub(super) fn register(router: &mut Router, slot: &Slot) {
     on(router, slot, RELAY, |ledger, peer, body| async move { ledger.serve_relay(peer, &body).await });
     on(router, slot, RELAY_READ_INDEX, |ledger, _, body| async move { ledger.serve_relayed_read_index(&body).await });
     on(router, slot, RENEW, |ledger, peer, body| async move { ledger.serve_renew(peer, &body).await });
+    on(router, slot, RELAY_RENEW, |ledger, peer, body| async move { ledger.serve_relayed_renew(peer, &body).await });
     on(router, slot, JUDGE, |ledger, _, body| async move { ledger.serve_judge(&body) });
     on(router, slot, PAGE, |ledger, peer, body| async move { ledger.serve_page(peer, &body).await });
 }
