@@ -1,7 +1,7 @@
 //! openraft's log: what was appended waits in memory until a sync of the journal, or a transaction, takes it along.
 //!
 //! An append returns as soon as its entries can be read here, so that a leader sends them while its own disk syncs; its
-//! callback is called once they are on the disk. One task writes whatever has gathered, with one sync. Every transaction
+//! callback is called once they are on the disk. One writer takes whatever has gathered, with one sync. Every transaction
 //! (vote, truncation, purge, snapshot) takes journal and queue along, before its own change, so the disk sees one order.
 //!
 //! The tail of the log is kept in memory, bounded, since replication and apply read each entry right after it was
@@ -12,6 +12,7 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use fabric::wire;
@@ -404,28 +405,110 @@ fn bounds(range: impl RangeBounds<u64>) -> (u64, u64) {
 pub(crate) struct LogStore {
     store: Store,
     halt: Halt,
-    wake: mpsc::Sender<()>,
+    wake: Wake,
 }
 
-/// Writes what gathers in the queue until no handle of the log is left; when nothing comes for a while, the database takes
-/// the journal in.
-async fn write_queue(store: Store, halt: Halt, mut woken: mpsc::Receiver<()>) {
-    loop {
-        let quiet = if store.is_unsettled() { JOURNAL_SETTLES } else { Duration::MAX };
-        let come = timeout(quiet, woken.recv()).await;
-        let done = in_place(|| match come {
-            Ok(Some(())) => store.flush(),
-            Ok(None) => store.flush().and_then(|()| store.settle()),
-            Err(_) => store.settle(),
-        });
+/// Wakes the writer of the log. One wake-up that waits already is enough.
+#[derive(Clone)]
+enum Wake {
+    /// A task, where the runtime is a single thread: the simulator's, in which time stands still meanwhile.
+    Task(mpsc::Sender<()>),
+    /// A thread of its own, so that no worker of the runtime waits for the disk.
+    Thread(std::sync::mpsc::SyncSender<()>),
+}
+
+impl Wake {
+    fn up(&self) {
+        match self {
+            Wake::Task(wake) => drop(wake.try_send(())),
+            Wake::Thread(wake) => drop(wake.try_send(())),
+        }
+    }
+}
+
+/// Why the writer of the log goes on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Woken {
+    /// Something was appended.
+    Appended,
+    /// Nothing was for a while.
+    Quiet,
+    /// No handle of the log is left.
+    Over,
+}
+
+/// Writes what gathers in the queue; the database takes the journal in when it is quiet, and at the end.
+struct Writer {
+    store: Store,
+    halt: Halt,
+}
+
+impl Writer {
+    /// Starts it.
+    fn spawn(self) -> Wake {
+        match Handle::current().runtime_flavor() {
+            RuntimeFlavor::MultiThread => {
+                let (wake, woken) = std::sync::mpsc::sync_channel(1);
+                let thread = std::thread::Builder::new().name("ledger-log".into());
+                thread.spawn(move || self.run_on_thread(&woken)).expect("the system has a thread for the ledger");
+                Wake::Thread(wake)
+            }
+            _ => {
+                let (wake, woken) = mpsc::channel(1);
+                tokio::spawn(self.run_as_task(woken));
+                Wake::Task(wake)
+            }
+        }
+    }
+
+    fn run_on_thread(self, woken: &std::sync::mpsc::Receiver<()>) {
+        loop {
+            let come = match self.patience() {
+                Some(quiet) => woken.recv_timeout(quiet),
+                None => woken.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            let why = match come {
+                Ok(()) => Woken::Appended,
+                Err(RecvTimeoutError::Timeout) => Woken::Quiet,
+                Err(RecvTimeoutError::Disconnected) => Woken::Over,
+            };
+            self.work(why);
+            if why == Woken::Over {
+                return;
+            }
+        }
+    }
+
+    async fn run_as_task(self, mut woken: mpsc::Receiver<()>) {
+        loop {
+            let why = match timeout(self.patience().unwrap_or(Duration::MAX), woken.recv()).await {
+                Ok(Some(())) => Woken::Appended,
+                Ok(None) => Woken::Over,
+                Err(_) => Woken::Quiet,
+            };
+            self.work(why);
+            if why == Woken::Over {
+                return;
+            }
+            // Whoever was told goes first: what it does next may belong into the next sync.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// How long to wait for more; none is forever.
+    fn patience(&self) -> Option<Duration> {
+        self.store.is_unsettled().then_some(JOURNAL_SETTLES)
+    }
+
+    fn work(&self, why: Woken) {
+        let done = match why {
+            Woken::Appended => self.store.flush(),
+            Woken::Quiet => self.store.settle(),
+            Woken::Over => self.store.flush().and_then(|()| self.store.settle()),
+        };
         if let Err(error) = done {
-            halt.because(&error);
+            self.halt.because(&error);
         }
-        if let Ok(None) = come {
-            return;
-        }
-        // Whoever was told goes first: what it does next may belong into the next sync.
-        tokio::task::yield_now().await;
     }
 }
 
@@ -440,8 +523,7 @@ pub(super) fn in_place<T>(blocking: impl FnOnce() -> T) -> T {
 
 impl LogStore {
     pub(crate) fn new(store: Store, halt: Halt) -> Self {
-        let (wake, woken) = mpsc::channel(1);
-        tokio::spawn(write_queue(store.clone(), halt.clone(), woken));
+        let wake = Writer { store: store.clone(), halt: halt.clone() }.spawn();
         LogStore { store, halt, wake }
     }
 
@@ -526,8 +608,7 @@ impl RaftLogStorage<TC> for LogStore {
         if self.checked(self.store.enqueue(entries.into_iter().collect(), callback))? {
             return self.checked(self.store.flush());
         }
-        // A wake-up that waits already will find these, too.
-        let _ = self.wake.try_send(());
+        self.wake.up();
         Ok(())
     }
 

@@ -6,8 +6,8 @@
 //! sees one order. The state itself is never on disk: a restart loads the snapshot and replays the committed entries, so
 //! there is one path for both.
 //!
-//! A record that fails its checksum is named and refused; nothing is skipped. Commits run in tasks, never on a thread of
-//! their own: that would break replay in the simulator.
+//! A record that fails its checksum is named and refused; nothing is skipped. Where the runtime is a single thread, as
+//! in the simulator, commits run in its tasks: a thread of their own would break replay there.
 
 #[cfg(test)]
 mod cuts;
