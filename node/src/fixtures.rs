@@ -50,6 +50,7 @@ pub fn status(id: MachineId, state: MachineState) -> MachineStatus {
         pid: None,
         started_ms: None,
         restarts: 0,
+        requested_restarts: 0,
         exit_code: None,
         reason: None,
         cpu_micros: 0,

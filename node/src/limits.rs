@@ -68,7 +68,7 @@ pub const DISK_LOW_BYTES_MAX: u64 = 1 << 30;
 pub const EXEC_BEAT: Duration = Duration::from_secs(5);
 /// Whether the client of a forwarded connection has gone is looked at this often.
 pub const FORWARD_LOOK: Duration = Duration::from_secs(2);
-/// What a client had sent before it went has this long to reach the machine.
+/// A machine that takes nothing for so long of what a client had sent before it went gets no more of it.
 pub const FORWARD_DRAIN: Duration = Duration::from_secs(10);
 /// Connections that one `machine forward` carries at once.
 pub const FORWARDS_MAX: usize = 256;

@@ -335,7 +335,8 @@ pub enum CommandV1 {
         ca: Ca,
     },
     /// The machine's program has ended by itself, and its restart policy does not want it again: from now on it is to be
-    /// stopped, wherever it goes.
+    /// stopped, wherever it goes. Its supervisor has told the code; what was killed, with its supervisor or by its lease, is
+    /// not told.
     Ended {
         /// The machine.
         machine: MachineId,

@@ -65,6 +65,32 @@ fn a_lease_protects_an_exclusive_machine_until_it_has_ended() {
 }
 
 #[test]
+fn an_owner_that_says_what_runs_lives_though_its_leader_hears_nothing_else_of_it() {
+    run(async {
+        let mut cluster = Cluster::made(3).await;
+        cluster.voters(3).await;
+        for command in machine(1, false) {
+            cluster.write(0, command).await.unwrap();
+        }
+        let leader = cluster.leader().await;
+        let owner = (leader + 1) % 3;
+        let id = id_of(owner as u8 + 1);
+        cluster.write(0, place(machine_id(1), 0, id)).await.unwrap();
+        cluster.kill(owner).await;
+        let ledger = cluster.ledger(leader);
+        let begun = tokio::time::Instant::now();
+        while !matches!(ledger.judge(id, false).await, Ok(Verdict::Expired { .. })) {
+            assert!(begun.elapsed() < LEASE_TTL * 3);
+            common::poll_pause().await;
+        }
+        // As it comes through another member.
+        let confirm = Command::Confirm { machine: machine_id(1), epoch: 1 };
+        ledger.write(raft_store::command::Actor::fabric(id), None, confirm).await.unwrap();
+        assert!(matches!(ledger.judge(id, false).await, Ok(Verdict::Held { .. })));
+    });
+}
+
+#[test]
 fn nobody_grants_in_a_minority() {
     run(async {
         let cluster = Cluster::made(3).await;

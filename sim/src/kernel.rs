@@ -72,6 +72,7 @@ impl Machine {
             pid: None,
             started_ms: self.started_ms,
             restarts: 0,
+            requested_restarts: self.launch.requested_restarts,
             exit_code: None,
             reason: self.reason.clone(),
             cpu_micros: 0,

@@ -71,6 +71,25 @@ fn a_machine_whose_supervisor_dies_is_started_again() {
 
 #[test]
 #[ignore = "needs root and namespaces"]
+fn a_machine_that_never_restarts_and_loses_its_supervisor_has_not_ended_and_runs_when_it_is_started() {
+    let cluster = Cluster::of(1, "never");
+    cluster.pack(0);
+    let made = cluster.create(0, "m", &["--restart", "never"], IDLE);
+    let directory = cluster.lab.host(0).data_dir.join("machines").join(made["id"].as_str().unwrap());
+    let supervisors = processes::supervisors_of(&directory);
+    assert!(!supervisors.is_empty());
+    supervisors.into_iter().for_each(processes::kill);
+    let failed =
+        |machine: &serde_json::Value| machine["status"]["state"] == "failed" && machine["desired"] == "running";
+    cluster.wait_machine(0, "m", "has failed", Duration::from_secs(20), failed);
+    poll::stays("it stays so", Duration::from_secs(4), || cluster.inspect(0, "m").is_none_or(|m| failed(&m)));
+    // It is wanted running all the while: who starts it has it.
+    cluster.cli(0, &["machine", "start", "m", "--wait", "--timeout", "30s"]).ok();
+    assert_eq!(cluster.expect_running_once(0, "m"), 0);
+}
+
+#[test]
+#[ignore = "needs root and namespaces"]
 fn a_dead_host_s_machine_serves_elsewhere_and_never_twice() {
     let mut cluster = Cluster::of(3, "host");
     cluster.pack(0);
@@ -247,7 +266,10 @@ fn a_machine_that_has_run_to_its_end_runs_nowhere_again_until_it_is_started() {
     let to = cluster.other_than(&[home]);
     cluster.create(0, "other", &[], IDLE);
     for name in ["once", "other"] {
-        cluster.cli(0, &["machine", "move", name, "--to", &format!("n{}", to + 1), "--wait"]);
+        let there = cluster.inspect(0, name).is_some_and(|machine| owner(&machine) == Some(to));
+        if !there {
+            cluster.cli(0, &["machine", "move", name, "--to", &format!("n{}", to + 1), "--wait"]).ok();
+        }
     }
     cluster.wait_on(0, "other", to, Duration::from_secs(10));
     cluster.wait_machine(0, "once", "has ended, at its new place", Duration::from_secs(10), |machine| {
@@ -264,6 +286,7 @@ fn a_machine_that_has_run_to_its_end_runs_nowhere_again_until_it_is_started() {
     poll::stays("it runs nowhere", Duration::from_secs(8), || {
         cluster.copies(&id).is_empty() && cluster.inspect(at, "once").is_none_or(|machine| over(&machine))
     });
+    assert!(cluster.inspect(at, "once").is_some_and(|machine| over(&machine)), "it is known to have ended");
     // Who wants it again has it again.
     cluster.cli(at, &["machine", "start", "once", "--wait", "--timeout", "60s"]).ok();
     assert_ne!(cluster.expect_running_once(at, "once"), to);

@@ -171,7 +171,8 @@ pub struct MachineRecordV1 {
     pub not_before_ms: u64,
     /// Why it has no place or did not start, in the user's words.
     pub waiting: Option<String>,
-    /// What its program ended with by itself, for good: exit code, or 128 + signal. It is wanted stopped since then.
+    /// What its program ended with by itself, for good: exit code, or 128 + signal. It is wanted stopped since then. What was
+    /// killed, with its supervisor or by its lease, has not ended.
     pub ended: Option<i32>,
     /// When it was created, Unix milliseconds.
     pub created_ms: u64,
@@ -218,6 +219,8 @@ pub struct MachineStatusV1 {
     pub started_ms: Option<u64>,
     /// How often it was started again by the restart policy.
     pub restarts: u32,
+    /// The requested restarts that its last run had seen.
+    pub requested_restarts: u64,
     /// What it last ended with: exit code, or 128 + signal.
     pub exit_code: Option<i32>,
     /// Why, in the user's words.

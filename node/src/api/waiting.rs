@@ -83,11 +83,12 @@ pub fn machine(wanted: Wanted, view: &MachineView) -> Result<Option<String>, Fai
         let unplaced = epoch.is_none() && wanted == Wanted::Stopped;
         return Ok((!unplaced).then(|| words(if epoch.is_some() { "not yet known to its node" } else { "unplaced" })));
     };
+    let asked_since = status.requested_restarts < view.record.restarts;
     let ended = matches!(status.state, MachineState::Stopped | MachineState::Exited | MachineState::Failed);
     match wanted {
         Wanted::Running if status.state == MachineState::Running => Ok(None),
-        // One that has ended and is wanted again is about to be started.
-        Wanted::Running if view.record.ended.is_some() || status.state == MachineState::Failed => {
+        // One that has ended and is wanted again is about to be started, and so is one that failed before it was asked for.
+        Wanted::Running if view.record.ended.is_some() || (status.state == MachineState::Failed && !asked_since) => {
             let code = status.exit_code.map(|code| format!(" (exit code {code})")).unwrap_or_default();
             let state = format!("{:?}", status.state).to_lowercase();
             Err(Failure::new("conflict", format!("{}{code}", words(&state)))

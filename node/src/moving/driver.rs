@@ -24,7 +24,7 @@ use crate::node::context::{Context, DOUBT};
 use crate::node::failures::words;
 use crate::node::operations::Progress;
 use crate::node::serving;
-use crate::reconcile::{self, held::HeldGuard};
+use crate::reconcile::{self, Phase, held::HeldGuard};
 use crate::runtime::{Runtime, RuntimeError};
 use crate::transfer::{self, Source};
 
@@ -310,12 +310,12 @@ async fn put_down(runtime: &dyn Runtime, machine: MachineId) -> Result<(), Failu
 }
 
 /// A machine that has run to its end, perhaps while its layer went across, does not run again at its destination: the
-/// ledger learns it before SWITCH.
+/// ledger learns it before SWITCH. One that was killed to put it down has not ended, and runs there.
 async fn tell_end(context: &Context, record: &MachineRecord, epoch: u64) -> Result<(), Failure> {
     let observed = context.runtime.list().await?;
     let here = observed.iter().find(|observed| observed.id == record.id && observed.epoch == epoch);
     let Some(local) = here.map(reconcile::driver::local) else { return Ok(()) };
-    let Some(code) = reconcile::over(local.phase, record) else { return Ok(()) };
+    let Phase::Exited(code) = local.phase else { return Ok(()) };
     let ended = Command::Ended { machine: record.id, epoch, restarts: local.restarts, code };
     match context.submit(ended).await {
         // It is told already, or somebody has asked for another run since.

@@ -15,7 +15,7 @@ use crate::api::failure::Failure;
 use crate::node::admission::{Late, started};
 use crate::node::context::Context;
 use crate::runtime::Launch;
-use crate::transfer;
+use crate::transfer::{self, frames::blocking};
 
 /// How long this node waits for its copy of the ledger to show a move that the source announced.
 const ANNOUNCED_WAIT: Duration = Duration::from_secs(5);
@@ -49,11 +49,14 @@ pub async fn serve(late: Late, request: StreamRequest) {
         Ok(prepared) => tracing::info!(machine = %machine.short(), bytes = prepared.sent_bytes, "a layer is prepared"),
         Err(error) => {
             tracing::warn!(machine = %machine.short(), %error, "a layer did not arrive");
-            if matches!(error, transfer::ReceiveError::NoRoom { .. })
-                && let Err(error) = transfer::abort(&staging(&context), id)
-            {
+            if matches!(error, transfer::ReceiveError::NoRoom { .. }) {
+                let root = staging(&context);
                 // The next clean-up tries again.
-                tracing::warn!(%error, "what is staged of a layer that found no room stays");
+                match blocking(move || transfer::abort(&root, id)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => tracing::warn!(%error, "what is staged of a layer that found no room stays"),
+                    Err(error) => tracing::warn!(%error, "what is staged of a layer that found no room stays"),
+                }
             }
         }
     }

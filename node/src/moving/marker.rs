@@ -67,8 +67,9 @@ pub struct Note {
     file: &'static str,
     /// What is in the file; none before the first read, and after a write that failed.
     known: Mutex<Option<Vec<MarkerV1>>>,
-    /// Moves of different machines begin and end at the same time, and each changes the file. Readers do not wait for the
-    /// disk: until a change is on it, they see what was there before.
+    /// Moves of different machines begin and end at the same time, and each changes the file. Readers do not wait for a
+    /// write: until it is on disk, they see what was there before. Only the first one, and the first one after a write that
+    /// failed, waits for the file to be read.
     changing: Mutex<()>,
 }
 

@@ -58,7 +58,7 @@ pub fn purge(data_dir: &Path) -> Vec<String> {
         }
         _ => {}
     };
-    for name in names(data_dir) {
+    for name in in_order(names(data_dir)) {
         let path = data_dir.join(&name);
         match DIRECTORIES.iter().find(|(directory, _)| *directory == name) {
             Some((_, is_own)) => {
@@ -81,6 +81,13 @@ pub fn purge(data_dir: &Path) -> Vec<String> {
         tracing::warn!(directory = %data_dir.display(), left = left.join(", "), "what is not this node's was left");
     }
     left
+}
+
+/// The database goes before what stands beside it: should the removal be cut short, a start finds that the ledger is gone,
+/// and not a ledger that has lost its journal or its note.
+fn in_order(mut names: Vec<String>) -> Vec<String> {
+    names.sort_by_key(|name| ledger::FILES.iter().position(|file| file == name).unwrap_or(ledger::FILES.len()));
+    names
 }
 
 fn is_file_of_node(name: &str) -> bool {
@@ -143,6 +150,13 @@ mod tests {
         for path in own {
             assert!(!data.join(&path).exists(), "{path}");
         }
+    }
+
+    #[test]
+    fn the_database_goes_before_what_stands_beside_it() {
+        let beside = ["images", "ledger-id", "ledger.journal", "ledger.redb", "node.key"].map(str::to_owned);
+        let expected = ["ledger.redb", "ledger.journal", "ledger-id", "images", "node.key"];
+        assert_eq!(in_order(beside.to_vec()), expected);
     }
 
     #[test]

@@ -16,9 +16,6 @@ use fabric::model::{Desired, MachineRecord, Placement, Restart};
 
 use crate::room::Room;
 
-/// The code of a program that was killed with its supervisor.
-const KILLED: i32 = 128 + 9;
-
 pub mod backoff;
 pub mod driver;
 pub mod held;
@@ -35,9 +32,9 @@ pub enum Phase {
     Frozen,
     /// Its program has ended with this, for good by its restart policy.
     Exited(i32),
-    /// It cannot run.
+    /// It cannot run, or was killed since its lease ended and its policy does not want it again.
     Ended,
-    /// Killed with its supervisor or its host, so that its restart policy was never asked.
+    /// Killed with its supervisor or its host: its program has not ended by itself, and its restart policy was never asked.
     Lost,
     /// Down, and its launch record is damaged: of which epoch its disk is cannot be told.
     Damaged,
@@ -219,18 +216,7 @@ fn kept(
         }
         // It runs: what it waited for (its node, or a new place, in its node's absence) is over.
         Phase::Up if record.waiting.is_some() => Some(Action::Confirm(id, placement.epoch)),
-        _ => {
-            let ended = |code| Action::Ended { machine: id, epoch: local.epoch, restarts: local.restarts, code };
-            over(local.phase, record).map(ended)
-        }
-    }
-}
-
-/// What a machine's last run ended with, when no policy wants another one.
-pub fn over(phase: Phase, record: &MachineRecord) -> Option<i32> {
-    match phase {
-        Phase::Exited(code) => Some(code),
-        Phase::Lost if !restarts_when_lost(record) => Some(KILLED),
+        Phase::Exited(code) => Some(Action::Ended { machine: id, epoch: local.epoch, restarts: local.restarts, code }),
         _ => None,
     }
 }

@@ -249,13 +249,19 @@ fn a_restart_on_request_happens_once() {
 }
 
 #[test]
-fn a_machine_killed_with_its_supervisor_starts_again_unless_its_policy_is_never() {
+fn a_machine_killed_with_its_supervisor_starts_again_unless_its_policy_is_never_and_has_not_ended() {
     let mut owned = record(Some(placed(ME, 1)));
     let again = Action::Start { machine: ID, epoch: 1, clean: false };
     assert_eq!(decided(Some(owned.clone()), Some(local(1, Phase::Lost)), true), [again]);
     owned.spec.restart = Restart::Never;
-    let over = Action::Ended { machine: ID, epoch: 1, restarts: 0, code: 137 };
-    assert_eq!(decided(Some(owned), Some(local(1, Phase::Lost)), true), [over]);
+    assert_eq!(decided(Some(owned.clone()), Some(local(1, Phase::Lost)), true), []);
+    // Who asks for it has it, and so has whom it is moved to.
+    let again = Action::Start { machine: ID, epoch: 1, clean: false };
+    let asked = MachineRecord { restarts: 1, ..owned.clone() };
+    assert_eq!(decided(Some(asked), Some(local(1, Phase::Lost)), true), [again]);
+    owned.placement = Some(Placement { previous: previous(OTHER, 1), confirmed: false, ..placed(ME, 2) });
+    let there = Action::Start { machine: ID, epoch: 2, clean: false };
+    assert_eq!(decided(Some(owned), None, true), [there]);
 }
 
 #[test]
@@ -285,7 +291,7 @@ fn an_end_is_told_until_the_ledger_shows_it_and_no_later_run_is_taken_for_it() {
     // What ended here was of an older placement, or waits for its policy, or cannot run.
     let again = Placement { previous: previous(OTHER, 2), ..placed(ME, 3) };
     assert_eq!(decided(Some(record(Some(again))), exited, true), [start(3)]);
-    for phase in [Phase::Up, Phase::Frozen, Phase::Ended] {
+    for phase in [Phase::Up, Phase::Frozen, Phase::Ended, Phase::Lost] {
         let decided = decided(Some(record(Some(placed(ME, 1)))), Some(local(1, phase)), true);
         assert!(!decided.iter().any(|action| matches!(action, Action::Ended { .. })), "{phase:?}");
     }
@@ -309,8 +315,7 @@ fn a_machine_that_lost_its_supervisor_waits_its_turn_and_no_longer_than_it_is_wa
     assert_eq!(decide_for(MachineRecord { restarts: 1, ..mine.clone() }, &waits), (vec![start], true));
     let mut never = mine;
     never.spec.restart = Restart::Never;
-    let over = Action::Ended { machine: ID, epoch: 1, restarts: 0, code: 137 };
-    assert_eq!(decide_for(never, &BTreeSet::new()), (vec![over], false));
+    assert_eq!(decide_for(never, &BTreeSet::new()), (vec![], false));
 }
 
 #[test]

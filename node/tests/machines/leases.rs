@@ -161,6 +161,22 @@ async fn a_machine_whose_supervisor_hangs_is_fenced_and_stopped_all_the_same() {
 
 #[tokio::test]
 #[ignore = "needs root and namespaces"]
+async fn what_its_lease_has_killed_has_not_ended_by_itself() {
+    let world = World::new();
+    let launch = exclusive(&world, Duration::from_secs(3));
+    let (id, deadline) = (world.start(&launch).await, launch.lease_deadline.unwrap());
+    // Its supervisor wakes when it is too late to freeze.
+    let signal = |signal| kill(Pid::from_raw(world.supervisor(id)), signal).unwrap();
+    signal(Signal::SIGSTOP);
+    until("the lease is over", async || boottime() > deadline).await;
+    signal(Signal::SIGCONT);
+    let status = world.expect(id, MachineState::Failed).await;
+    assert!(status.reason.unwrap().contains("could not be frozen"));
+    assert_eq!(status.exit_code, Some(137));
+}
+
+#[tokio::test]
+#[ignore = "needs root and namespaces"]
 async fn without_a_lease_nothing_exclusive_starts() {
     let world = World::new();
     let mut launch = exclusive(&world, Duration::from_millis(100));

@@ -76,7 +76,8 @@ impl Inner {
         LedgerError::NoLeader { after: RENEW_TIMEOUT, unreachable: self.unreachable_voters() }
     }
 
-    /// Asks whoever leads, following one hint.
+    /// Asks whoever leads, following one hint. Only what may be asked twice: an answer that was lost with its connection is
+    /// asked for again, and one that did not come in time has used up the caller's patience.
     async fn ask_leader(&self, kind: fabric::rpc::Kind, body: Vec<u8>) -> Result<Vec<u8>, LedgerError> {
         for _ in 0..2 {
             let Some(target) = self.leader_target() else { return Err(self.no_leader()) };
@@ -194,9 +195,14 @@ impl Inner {
         Ok(wire::encode(&verdict))
     }
 
-    /// Judges a takeover that is about to be proposed, and puts the term of the judgement into it. From here on the owner
+    /// Takes note of an owner's sign of life; judges a takeover that is about to be proposed, and puts the term of the judgement into it. From here on the owner
     /// is granted nothing until its proposal is turned down or its entry applied.
     pub(super) fn admit(&self, envelope: &mut Envelope) -> Result<(), Refusal> {
+        if let Command::Confirm { .. } = envelope.command {
+            // An owner that writes lives, though its leader may hear it through others alone. Without this the word that a
+            // machine runs and the takeover that finds no place for it could take turns, as fast as both can write.
+            self.shared.leases().heard(self.clock.boottime(), envelope.actor.node);
+        }
         let Command::Takeover { machine, from, judged_term, .. } = &mut envelope.command else { return Ok(()) };
         let exclusive = self.is_exclusive(*machine);
         let now = self.clock.boottime();

@@ -5,6 +5,8 @@
 use std::convert::Infallible;
 use std::io::Cursor;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
@@ -22,6 +24,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::io::InspectWriter;
 
 use super::Shared;
 use crate::api::backend::{Backend, Caller, Duplex, LogQuery, Read, Rights};
@@ -70,6 +73,7 @@ pub async fn events(
         (Some(tenant), _) => rights::tenant(&*backend, caller, tenant).is_ok(),
         (None, Rights::Tenant(_)) => false,
     };
+    let named = shared.backend.clone();
     let stream = events.filter_map(move |event| {
         let _held = &permit;
         std::future::ready(match event {
@@ -79,7 +83,7 @@ pub async fn events(
                 let sse = SseEvent::default().id(&event.cursor).event(&event.kind).json_data(&event);
                 sse.ok().map(Ok)
             }
-            Err(failure) => SseEvent::default().event("problem").json_data(Problem::from(&failure)).ok().map(Ok),
+            Err(failure) => SseEvent::default().event("problem").json_data(problem(&*named, failure)).ok().map(Ok),
         })
     });
     Ok(Sse::new(stream).keep_alive(KeepAlive::default()))
@@ -102,16 +106,23 @@ pub async fn logs(
     let permit = shared.stream()?;
     let query = LogQuery { tail: params.get("tail", "a number of lines")?, follow: params.flag("follow", false)? };
     let lines = shared.backend.logs(&read, &tenant, &name, query).await?;
-    let body = Body::from_stream(json_lines(lines, permit));
+    let body = Body::from_stream(json_lines(lines, shared.backend.clone(), permit));
     Ok(([(CONTENT_TYPE, "application/x-ndjson")], body).into_response())
+}
+
+/// What ends a stream, with nodes by their names as in any other answer.
+fn problem(backend: &dyn Backend, mut failure: Failure) -> Problem {
+    failure.refusal.message = backend.in_names(&failure.refusal.message);
+    Problem::from(&failure)
 }
 
 fn json_lines(
     lines: BoxStream<'static, Result<crate::api::backend::LogLine>>,
+    backend: Arc<dyn Backend>,
     permit: OwnedSemaphorePermit,
 ) -> impl Stream<Item = std::result::Result<Vec<u8>, Infallible>> + Send {
     // The flag ends the stream after a failure.
-    stream::unfold((lines, permit, false), |(mut lines, permit, failed)| async move {
+    stream::unfold((lines, backend, permit, false), |(mut lines, backend, permit, failed)| async move {
         if failed {
             return None;
         }
@@ -119,11 +130,11 @@ fn json_lines(
         let failed = next.is_err();
         let mut text = match next {
             Ok(line) => serde_json::to_vec(&LogLine::from(line)),
-            Err(failure) => serde_json::to_vec(&Problem::from(&failure)),
+            Err(failure) => serde_json::to_vec(&problem(&*backend, failure)),
         }
         .unwrap_or_default();
         text.push(b'\n');
-        Some((Ok(text), (lines, permit, failed)))
+        Some((Ok(text), (lines, backend, permit, failed)))
     })
 }
 
@@ -191,16 +202,21 @@ where
     let Ok(watched) = client.as_fd().try_clone_to_owned() else { return };
     let (from, to) = tokio::io::split(client);
     let client = tokio::io::join(Cursor::new(read_ahead).chain(from), to);
+    let (of_machine, to_machine) = tokio::io::split(machine);
+    let taken = AtomicBool::new(false);
+    let to_machine = InspectWriter::new(to_machine, |_| taken.store(true, Ordering::Relaxed));
+    let machine = tokio::io::join(of_machine, to_machine);
     tokio::select! {
         biased;
         _ = proxy::join(client, machine, Patience::DEFAULT) => {}
-        () = gone(watched) => {}
+        () = gone(watched, &taken) => {}
     }
 }
 
-/// Waits until a client has gone for good, and a while longer for what it had sent. A machine that takes nothing would hide
-/// it: nobody reads from the client then. A connection that is closed in one direction only goes on.
-async fn gone(client: OwnedFd) {
+/// Waits until a client has gone for good, and longer for what it had sent, as long as the machine has `taken` something of
+/// it. A machine that takes nothing would hide it: nobody reads from the client then. A connection that is closed in one
+/// direction only goes on.
+async fn gone(client: OwnedFd, taken: &AtomicBool) {
     let mut look = tokio::time::interval(FORWARD_LOOK);
     loop {
         look.tick().await;
@@ -210,7 +226,10 @@ async fn gone(client: OwnedFd) {
             break;
         }
     }
-    tokio::time::sleep(FORWARD_DRAIN).await;
+    taken.store(true, Ordering::Relaxed);
+    while taken.swap(false, Ordering::Relaxed) {
+        tokio::time::sleep(FORWARD_DRAIN).await;
+    }
 }
 
 /// Run a program in a machine. Upgrades to `smartnode-stream`, which carries frames: one byte of kind (0 input, its
@@ -275,6 +294,25 @@ mod tests {
         drop(client);
         tokio::time::timeout(FORWARD_LOOK * 2 + FORWARD_DRAIN, carried).await.expect("it is noticed").unwrap();
         drop(machine);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_machine_that_takes_little_at_a_time_gets_all_that_a_client_sent_before_it_went() {
+        let (mut client, mut machine, carried) = forwarded();
+        client.write_all(&[b'x'; 1000]).await.unwrap();
+        // Both have closed: the connection looks like one whose client has gone.
+        machine.shutdown().await.unwrap();
+        drop(client);
+        let (mut all, mut part) = (0, [0; 64]);
+        loop {
+            tokio::time::sleep(FORWARD_DRAIN / 2).await;
+            match machine.read(&mut part).await.unwrap() {
+                0 => break,
+                count => all += count,
+            }
+        }
+        assert_eq!(all, 1006);
+        carried.await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]

@@ -422,7 +422,7 @@ impl Backend for Fake {
         Self::find(&mut self.state.lock().unwrap(), machine)?;
         let lines = (0..10u64).map(|at| Ok(LogLine { at_ms: at, stderr: at == 9, text: format!("line {at}") }));
         let lines: Vec<_> = lines.skip(10 - query.tail.unwrap_or(10).min(10)).collect();
-        let lost = query.follow.then(|| Err(Failure::unreachable("n1 does not answer")));
+        let lost = query.follow.then(|| Err(Failure::unreachable("node 1111111111 does not answer")));
         Ok(stream::iter(lines).chain(stream::iter(lost)).boxed())
     }
     async fn exec(&self, _: &Read, _: &Name, machine: &Name, query: ExecQuery) -> Result<Duplex> {

@@ -151,6 +151,9 @@ async fn a_request_may_wait_for_a_state() {
     let failure = root.get::<Value>(&format!("{MACHINES}/web?wait=running")).await.unwrap_err();
     assert_eq!(failure.class, Class::Conflict, "what will not get there by itself is not waited for");
     assert!(failure.refusal.message.contains("exit code 3"), "{failure}");
+    served.fake.change(|state| state.machines.values_mut().for_each(|record| record.restarts += 1));
+    let failure = root.get::<Value>(&format!("{MACHINES}/web?wait=running&timeout_ms=1")).await.unwrap_err();
+    assert_eq!(failure.class.status(), 504, "another run was asked for since");
 
     root.send_only(Method::DELETE, &format!("{MACHINES}/web"), &json!({})).await.unwrap();
     let gone = root.get_or_gone::<Answer<Machine>>(&format!("{MACHINES}/web?wait=gone")).await.unwrap();

@@ -52,6 +52,7 @@ async fn a_log_comes_line_by_line_and_says_when_its_owner_is_lost() {
     let mut lines = served.root().lines(&format!("{path}?follow=true&tail=0"), None).await.unwrap();
     let last: Problem = serde_json::from_slice(&lines.next().await.unwrap().unwrap()).unwrap();
     assert_eq!((last.code.as_str(), lines.next().await.unwrap()), ("unreachable", None));
+    assert_eq!(last.detail, "node n1 does not answer");
     let Err(missing) = served.root().lines("/v1/tenants/acme/machines/none/logs", None).await else { panic!("none") };
     assert_eq!(missing.class, Class::NotFound);
 }

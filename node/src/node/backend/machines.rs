@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use fabric::ids::{MachineId, NodeId};
-use fabric::model::{Desired, ImageRecord, Labels, MachineRecord, Name};
+use fabric::ids::{IdempotencyKey, MachineId, NodeId};
+use fabric::model::{Desired, ImageRecord, Labels, MachineRecord, MachineState, MachineStatus, Name};
 use fabric::seams::draw;
+use raft_store::codes;
 use raft_store::command::{Command, LabelPatch, Outcome};
 
 use super::{NodeBackend, observed, unexpected, views};
@@ -143,13 +144,38 @@ impl NodeBackend {
     ) -> Result<MachineView> {
         let record = self.record(tenant, name)?;
         let command = Command::SetDesired { machine: record.id, desired, expected_revision: write.if_revision };
-        self.write(write, command).await?;
+        let done = self.write(write, command).await?;
+        // Nothing was to be changed: by the ledger it runs.
+        if desired == Desired::Running && done == (Outcome::Done { revision: record.revision }) {
+            self.run_anew_if_over(write, &record).await?;
+        }
         match self.written(record.id).await {
             // A machine that had no node is gone with the write that deleted it.
             Err(_) if desired == Desired::Deleted => {
                 Ok(views::machine(&self.context, MachineRecord { desired, placement: None, ..record }, None))
             }
             result => result,
+        }
+    }
+
+    /// A machine that is wanted running, and whose owner shows that its last run is over, is asked for another run: the
+    /// ledger may learn of the end only later, and must not take it for that of the run that is asked for here.
+    async fn run_anew_if_over(&self, write: &Write, record: &MachineRecord) -> Result<()> {
+        let mut observed = observed::of(&self.context, std::slice::from_ref(record)).await;
+        if !observed.statuses.remove(&record.id).is_some_and(|status| is_over(record, &status)) {
+            return Ok(());
+        }
+        // The key of the request is taken; sent again, it is to do this once, too.
+        let idempotency = write.idempotency.map(|key| IdempotencyKey(key.0.map(|byte| !byte)));
+        let (machine, expected_revision) = (record.id, None);
+        let anew = Write { idempotency, ..write.clone() };
+        match self.write(&anew, Command::RestartMachine { machine, expected_revision }).await {
+            // The end was told in between.
+            Err(failure) if failure.refusal.code == codes::NOT_WANTED => {
+                let command = Command::SetDesired { machine, desired: Desired::Running, expected_revision };
+                self.write(&Write { idempotency: None, ..anew }, command).await.map(drop)
+            }
+            written => written.map(drop),
         }
     }
 
@@ -206,5 +232,32 @@ impl NodeBackend {
             created_ms: self.context.now_ms(),
             revision: 0,
         }))
+    }
+}
+
+/// What its owner observes is over and was the last run that anybody has asked for.
+fn is_over(record: &MachineRecord, status: &MachineStatus) -> bool {
+    matches!(status.state, MachineState::Exited | MachineState::Failed)
+        && record.placement.is_some_and(|placement| placement.epoch == status.epoch)
+        && record.restarts == status.requested_restarts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures;
+
+    #[test]
+    fn a_run_is_over_only_when_no_later_one_was_asked_for() {
+        let record = fixtures::machine(1, Some(fixtures::placed(NodeId([1; 32]), 1)));
+        let of = |state| fixtures::status(record.id, state);
+        assert!(is_over(&record, &of(MachineState::Exited)) && is_over(&record, &of(MachineState::Failed)));
+        for state in [MachineState::Running, MachineState::Restarting, MachineState::Frozen, MachineState::Stopped] {
+            assert!(!is_over(&record, &of(state)), "{state:?}");
+        }
+        let exited = of(MachineState::Exited);
+        assert!(!is_over(&MachineRecord { restarts: 1, ..record.clone() }, &exited), "it is about to be started");
+        assert!(!is_over(&record, &MachineStatus { epoch: 2, ..exited.clone() }), "another placement");
+        assert!(!is_over(&MachineRecord { placement: None, ..record.clone() }, &exited));
     }
 }

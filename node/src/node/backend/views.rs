@@ -104,6 +104,7 @@ fn ended(record: &MachineRecord, status: Option<MachineStatus>) -> Option<Machin
         pid: None,
         started_ms: None,
         restarts: 0,
+        requested_restarts: record.restarts,
         exit_code: None,
         reason: None,
         cpu_micros: 0,

@@ -121,7 +121,12 @@ impl Shared {
 
     /// The epoch that it was last prepared for.
     pub fn epoch(&self, id: MachineId) -> Option<u64> {
-        self.entries().get(&id)?.launch.as_ref().map(|launch| launch.epoch)
+        self.launched(id).map(|(epoch, _)| epoch)
+    }
+
+    /// The same, with the requested restarts that were known then.
+    fn launched(&self, id: MachineId) -> Option<(u64, u64)> {
+        self.entries().get(&id)?.launch.as_ref().map(|launch| (launch.epoch, launch.requested_restarts))
     }
 
     /// An error that says what the machine is doing instead.
@@ -236,7 +241,7 @@ impl Shared {
         let dir = self.machines();
         let listing = fs::read_dir(&dir).map_err(io_error(format!("list {}", dir.display())))?;
         let ids: Vec<MachineId> = listing.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
-        // One whose supervisor hangs costs its whole time-out: the others do not wait for it.
+        // One whose supervisor hangs costs its whole time-out: the others wait for it only when that many hang at once.
         stream::iter(ids).for_each_concurrent(ADOPTIONS_MAX, |id| self.adopt_one(id)).await;
         Ok(())
     }
@@ -370,16 +375,17 @@ impl Shared {
     pub fn status(&self, id: MachineId) -> Result<MachineStatus, RuntimeError> {
         let Seen { line, up, .. } = self.seen(id)?;
         let group = self.host.group(&self.prefix, &id.to_string());
-        let epoch = self.epoch(id);
-        let unrecorded = || (up && epoch.is_none()).then(|| UNRECORDED.to_owned());
+        let launched = self.launched(id);
+        let unrecorded = || (up && launched.is_none()).then(|| UNRECORDED.to_owned());
         let usage = if up { group.usage() } else { Usage::default() };
         Ok(MachineStatus {
             id,
-            epoch: epoch.unwrap_or(0),
+            epoch: launched.map_or(0, |(epoch, _)| epoch),
             state: line.shown_state(),
             pid: line.pid,
             started_ms: line.started_ms,
             restarts: line.restarts,
+            requested_restarts: launched.map_or(0, |(_, requested)| requested),
             exit_code: line.exit_code,
             reason: line.reason.or_else(unrecorded),
             cpu_micros: usage.cpu_micros,

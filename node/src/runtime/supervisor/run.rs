@@ -348,6 +348,8 @@ impl Supervisor {
                 self.wait = next_wait;
                 self.restart_at = now + wait;
             }
+            // It was cut short by its lease: nobody may take that for the program's own end.
+            Next::End if self.killed => self.status.state = MachineState::Failed,
             Next::End => self.status.state = MachineState::Exited,
         }
     }
