@@ -202,6 +202,9 @@ pub enum CommandV1 {
         machine: MachineId,
         /// The wanted state.
         desired: Desired,
+        /// The run (by `restarts`) that its owner shows as over, where it is wanted running already: another one is asked
+        /// for, unless somebody has done so since. The ledger may learn of the end later.
+        over: Option<u64>,
         /// See [`CommandV1`].
         expected_revision: Option<u64>,
     },

@@ -17,6 +17,8 @@ pub(crate) const JOURNAL_BYTES: usize = 1 << 20;
 /// The database takes the journal in once nothing was appended for so long. Until then damage to the newest record looks
 /// like a write that a power cut tore.
 pub(crate) const JOURNAL_SETTLES: Duration = Duration::from_secs(1);
+/// How long a ledger that is closed waits for its writer.
+pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Log entries read at once, and so the size of one append to a follower.
 pub(crate) const READ_BYTES: usize = 1 << 20;
 /// Entries of one append to a follower.

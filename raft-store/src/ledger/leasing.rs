@@ -102,11 +102,22 @@ impl Inner {
         if self.leads() {
             return Ok(self.renew(self.me).await?);
         }
-        let bytes = match timeout(RELAY_AFTER, self.ask_leader(RENEW, wire::encode(&EmptyV1))).await {
+        let direct = self.ask_leader(RENEW, wire::encode(&EmptyV1));
+        tokio::pin!(direct);
+        // It may be this node alone that the leader does not answer. The caller counts from before the first try.
+        let bytes = match timeout(RELAY_AFTER, direct.as_mut()).await {
             Ok(Ok(bytes)) => bytes,
             Ok(Err(LedgerError::Refused(refusal))) => return Err(refusal.into()),
-            // It may be this node alone that the leader does not answer. The caller counts from before the first try.
-            Ok(Err(_)) | Err(_) => self.ask_renewal_through_another().await?,
+            Ok(Err(_)) => self.ask_renewal_through_another().await?,
+            Err(_) => {
+                let relayed = self.ask_renewal_through_another();
+                tokio::pin!(relayed);
+                // The first good answer; an error only when both have failed.
+                tokio::select! { biased;
+                    first = direct.as_mut() => if let Ok(bytes) = first { bytes } else { relayed.await? },
+                    first = relayed.as_mut() => if let Ok(bytes) = first { bytes } else { direct.await? },
+                }
+            }
         };
         let answer: RenewAnswerV1 = wire::decode(&bytes).map_err(|_| self.no_leader())?;
         Ok(answer.grant)
@@ -195,8 +206,8 @@ impl Inner {
         Ok(wire::encode(&verdict))
     }
 
-    /// Takes note of an owner's sign of life; judges a takeover that is about to be proposed, and puts the term of the judgement into it. From here on the owner
-    /// is granted nothing until its proposal is turned down or its entry applied.
+    /// Takes note of an owner's sign of life. Judges a takeover that is about to be proposed, and puts the term of the
+    /// judgement into it: from there on the owner is granted nothing until the proposal is turned down or its entry applied.
     pub(super) fn admit(&self, envelope: &mut Envelope) -> Result<(), Refusal> {
         if let Command::Confirm { .. } = envelope.command {
             // An owner that writes lives, though its leader may hear it through others alone. Without this the word that a

@@ -30,7 +30,7 @@ use openraft_rt::deterministic_rng::DeterministicRng;
 use openraft_rt_tokio::TokioRuntime;
 use tokio::sync::{Semaphore, broadcast, mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 pub use error::{LedgerError, StartError};
 
@@ -52,7 +52,7 @@ use crate::network::{Network, Server};
 use crate::state::State;
 use crate::store::{AppliedEntry, LogStore, Shared, StateMachine, Store};
 use crate::time::ClusterClock;
-use crate::tuning::{self, FORWARD_QUEUE, FORWARDS_IN_FLIGHT};
+use crate::tuning::{self, CLOSE_TIMEOUT, FORWARD_QUEUE, FORWARDS_IN_FLIGHT};
 use crate::types::{Member, Raft, TC};
 
 /// What the ledger is told once.
@@ -103,6 +103,8 @@ struct Inner {
     shared: Arc<Shared>,
     /// Synced transactions of the database.
     syncs: Arc<AtomicU64>,
+    /// Closes once nobody writes the log any more.
+    writer: watch::Receiver<()>,
     rpc: Arc<dyn Rpc>,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
@@ -175,6 +177,7 @@ impl Registration {
         let machine = StateMachine::load(store.clone(), seams.clock.clone())?;
         let shared = machine.shared.clone();
         let log = LogStore::new(store.clone(), shared.halt.clone());
+        let writer = log.ended();
         let network = Network::new(config.node, rpc.clone());
         // openraft's randomness is task-local and seeded here, so that the simulator owns it. Its later calls draw none
         // in the caller's task.
@@ -199,6 +202,7 @@ impl Registration {
             server: Server::new(raft.clone(), shared.halt.clone()),
             raft,
             syncs: store.syncs_counter(),
+            writer,
             shared,
             rpc,
             clock: seams.clock.clone(),
@@ -317,6 +321,11 @@ impl Ledger {
         self.inner.tasks().abort_all();
         if let Err(error) = self.inner.raft.shutdown().await {
             tracing::warn!(%error, "the ledger did not stop cleanly");
+        }
+        // Whoever starts next on these files finds them closed.
+        let mut writer = self.inner.writer.clone();
+        if timeout(CLOSE_TIMEOUT, async { while writer.changed().await.is_ok() {} }).await.is_err() {
+            tracing::warn!("the ledger's file is being written still");
         }
     }
 }

@@ -86,10 +86,12 @@ impl State {
         &mut self,
         id: MachineId,
         desired: Desired,
+        over: Option<u64>,
         expected: Option<u64>,
     ) -> Result<Outcome, Refusal> {
         let machine = self.machine_of(id)?;
-        if desired == machine.desired {
+        let anew = desired == Desired::Running && over == Some(machine.restarts);
+        if desired == machine.desired && !anew {
             check_revision(expected, machine.revision)?;
             return Ok(Outcome::Done { revision: machine.revision });
         }

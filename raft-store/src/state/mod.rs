@@ -136,8 +136,8 @@ impl State {
             }
             DeleteImage { tenant, name, expected_revision } => self.delete_image(tenant, name, *expected_revision),
             CreateMachine { id, tenant, name, spec, desired } => self.create_machine(*id, tenant, name, spec, *desired),
-            SetDesired { machine, desired, expected_revision } => {
-                self.set_desired(*machine, *desired, *expected_revision)
+            SetDesired { machine, desired, over, expected_revision } => {
+                self.set_desired(*machine, *desired, *over, *expected_revision)
             }
             UpdateLabels { machine, patch, expected_revision } => {
                 self.update_labels(*machine, patch, *expected_revision)

@@ -21,9 +21,10 @@ use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{EntryPayload, OptionalSend};
 use redb::{ReadableDatabase, ReadableTable, WriteTransaction};
 use tokio::runtime::{Handle, RuntimeFlavor};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
+use super::guarded::guarded;
 use super::machine::Halt;
 use super::{During, KEY_COMMITTED, KEY_PURGED, KEY_VOTE, LOG, Store, StoreError, damaged, put};
 use crate::codec::{EntryV1, LogIdV1, VoteV1};
@@ -247,7 +248,7 @@ impl Store {
         }
         let mut journal = self.journal();
         let taken = self.take_queue()?;
-        let appended = journal.append(&taken);
+        let appended = guarded(|| journal.append(&taken));
         if let Ok(false) = appended {
             return self.transact(&mut journal, taken, APPENDING, |_| Ok(()));
         }
@@ -406,6 +407,7 @@ pub(crate) struct LogStore {
     store: Store,
     halt: Halt,
     wake: Wake,
+    ended: watch::Receiver<()>,
 }
 
 /// Wakes the writer of the log. One wake-up that waits already is enough.
@@ -441,6 +443,8 @@ enum Woken {
 struct Writer {
     store: Store,
     halt: Halt,
+    /// Dropped last: whoever waits for it may open the files again.
+    _ended: watch::Sender<()>,
 }
 
 impl Writer {
@@ -523,8 +527,14 @@ pub(super) fn in_place<T>(blocking: impl FnOnce() -> T) -> T {
 
 impl LogStore {
     pub(crate) fn new(store: Store, halt: Halt) -> Self {
-        let wake = Writer { store: store.clone(), halt: halt.clone() }.spawn();
-        LogStore { store, halt, wake }
+        let (sender, ended) = watch::channel(());
+        let wake = Writer { store: store.clone(), halt: halt.clone(), _ended: sender }.spawn();
+        LogStore { store, halt, wake, ended }
+    }
+
+    /// Closes when the writer has ended and let go of the files, some time after the last handle has gone.
+    pub(crate) fn ended(&self) -> watch::Receiver<()> {
+        self.ended.clone()
     }
 
     /// Passes an error on to openraft, which then stops this voter; the reason is kept for the status.

@@ -147,7 +147,7 @@ impl Operators {
             });
         }
         let (machine, desired) = machines[rng.random_range(0..machines.len())];
-        let want = |desired| Command::SetDesired { machine, desired, expected_revision: None };
+        let want = |desired| Command::SetDesired { machine, desired, over: None, expected_revision: None };
         match (rng.random_range(0..6), desired) {
             (_, Desired::Deleted) => None,
             (0, _) => Some(want(Desired::Deleted)),

@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use fabric::ids::{IdempotencyKey, MachineId, NodeId};
+use fabric::ids::{MachineId, NodeId};
 use fabric::model::{Desired, ImageRecord, Labels, MachineRecord, MachineState, MachineStatus, Name};
 use fabric::seams::draw;
-use raft_store::codes;
 use raft_store::command::{Command, LabelPatch, Outcome};
 
 use super::{NodeBackend, observed, unexpected, views};
@@ -143,12 +142,10 @@ impl NodeBackend {
         desired: Desired,
     ) -> Result<MachineView> {
         let record = self.record(tenant, name)?;
-        let command = Command::SetDesired { machine: record.id, desired, expected_revision: write.if_revision };
-        let done = self.write(write, command).await?;
-        // Nothing was to be changed: by the ledger it runs.
-        if desired == Desired::Running && done == (Outcome::Done { revision: record.revision }) {
-            self.run_anew_if_over(write, &record).await?;
-        }
+        let runs = desired == Desired::Running && record.desired == Desired::Running;
+        let over = if runs { self.run_that_is_over(&record).await } else { None };
+        let command = Command::SetDesired { machine: record.id, desired, over, expected_revision: write.if_revision };
+        self.write(write, command).await?;
         match self.written(record.id).await {
             // A machine that had no node is gone with the write that deleted it.
             Err(_) if desired == Desired::Deleted => {
@@ -158,25 +155,12 @@ impl NodeBackend {
         }
     }
 
-    /// A machine that is wanted running, and whose owner shows that its last run is over, is asked for another run: the
-    /// ledger may learn of the end only later, and must not take it for that of the run that is asked for here.
-    async fn run_anew_if_over(&self, write: &Write, record: &MachineRecord) -> Result<()> {
+    /// The run that its owner shows as over, if it does: the ledger may learn of the end only later, and must not take it for
+    /// that of the run that is asked for now.
+    async fn run_that_is_over(&self, record: &MachineRecord) -> Option<u64> {
         let mut observed = observed::of(&self.context, std::slice::from_ref(record)).await;
-        if !observed.statuses.remove(&record.id).is_some_and(|status| is_over(record, &status)) {
-            return Ok(());
-        }
-        // The key of the request is taken; sent again, it is to do this once, too.
-        let idempotency = write.idempotency.map(|key| IdempotencyKey(key.0.map(|byte| !byte)));
-        let (machine, expected_revision) = (record.id, None);
-        let anew = Write { idempotency, ..write.clone() };
-        match self.write(&anew, Command::RestartMachine { machine, expected_revision }).await {
-            // The end was told in between.
-            Err(failure) if failure.refusal.code == codes::NOT_WANTED => {
-                let command = Command::SetDesired { machine, desired: Desired::Running, expected_revision };
-                self.write(&Write { idempotency: None, ..anew }, command).await.map(drop)
-            }
-            written => written.map(drop),
-        }
+        let status = observed.statuses.remove(&record.id)?;
+        is_over(record, &status).then_some(record.restarts)
     }
 
     pub(super) async fn relabel(

@@ -141,6 +141,23 @@ fn a_machine_that_has_ended_is_wanted_stopped_and_is_not_taken_over() {
 }
 
 #[test]
+fn a_run_that_is_over_is_followed_by_one_that_was_asked_for_once() {
+    let mut world = World::new();
+    world.run(1, spec(GIB), 2);
+    let start =
+        |over| Command::SetDesired { machine: machine_id(1), desired: Desired::Running, over, expected_revision: None };
+    world.ok(start(None));
+    assert_eq!(world.machine(1).restarts, 0, "it runs");
+    world.ok(start(Some(0)));
+    world.ok(start(Some(0)));
+    assert_eq!(world.machine(1).restarts, 1, "two saw the same run end");
+    assert_eq!(world.ask_from(2, ended(1, 1, 0, 0)).unwrap_err().code, codes::REVISION, "of the run before");
+    world.ok_from(2, ended(1, 1, 1, 0));
+    world.ok(start(Some(1)));
+    assert_eq!((world.machine(1).restarts, world.machine(1).ended), (2, None), "the end was told in between");
+}
+
+#[test]
 fn only_the_owner_tells_of_an_end_and_only_of_the_run_that_is_wanted() {
     let mut world = World::new();
     world.run(1, spec(GIB), 2);

@@ -257,7 +257,7 @@ pub fn takeover(n: u8, epoch: u64, from: u8, candidates: &[u8], judged_term: u64
 }
 
 pub fn desire(n: u8, desired: Desired) -> Command {
-    Command::SetDesired { machine: machine_id(n), desired, expected_revision: None }
+    Command::SetDesired { machine: machine_id(n), desired, over: None, expected_revision: None }
 }
 
 pub fn remove(n: u8, force: bool) -> Command {

@@ -122,8 +122,9 @@ fn machine_command() -> impl Strategy<Value = Command> {
             spec,
             desired
         }),
-        2 => (m(), desired(), revision())
-            .prop_map(|(machine, desired, expected_revision)| SetDesired { machine, desired, expected_revision }),
+        2 => (m(), desired(), proptest::option::of(0..3_u64), revision()).prop_map(
+            |(machine, desired, over, expected_revision)| SetDesired { machine, desired, over, expected_revision }
+        ),
         1 => (m(), small(), revision()).prop_map(|(machine, n, expected_revision)| UpdateLabels {
             machine,
             patch: LabelPatch { set: [("k".into(), n.to_string())].into(), remove: vec![] },
