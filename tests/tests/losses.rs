@@ -149,6 +149,8 @@ fn a_disk_whose_record_has_rotted_is_kept_and_not_used() {
     cluster.pack(0);
     let made = cluster.create(0, "m", &[], &format!("echo once >> /kept; {IDLE}"));
     let machine = data(&cluster, 0).join("machines").join(made["id"].as_str().unwrap());
+    let kept = || fs::read_to_string(machine.join("upper/kept")).unwrap_or_default();
+    poll::until("it has written", Duration::from_secs(10), || (kept() == "once\n").then_some(()));
     cluster.kill_host(0);
     let good = rot(&machine.join("launch"));
     cluster.start(0);
@@ -161,12 +163,12 @@ fn a_disk_whose_record_has_rotted_is_kept_and_not_used() {
     poll::stays("it is not started", Duration::from_secs(5), || cluster.inspect(0, "m").is_some_and(|m| told(&m)));
     let events = cluster.cli(0, &["events"]).ok().stdout;
     assert!(events.contains("machine-damaged"), "{events}");
-    assert_eq!(fs::read_to_string(machine.join("upper/kept")).unwrap(), "once\n");
+    assert_eq!(kept(), "once\n");
     // With its record it goes on where it was.
     cluster.kill_daemon(0);
     fs::write(machine.join("launch"), good).unwrap();
     cluster.start(0);
     cluster.wait_ready(0);
     cluster.wait_on(0, "m", 0, Duration::from_secs(20));
-    assert_eq!(fs::read_to_string(machine.join("upper/kept")).unwrap(), "once\nonce\n");
+    poll::until("it has written again", Duration::from_secs(10), || (kept() == "once\nonce\n").then_some(()));
 }
