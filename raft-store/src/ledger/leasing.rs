@@ -82,7 +82,11 @@ impl Inner {
         for _ in 0..2 {
             let Some(target) = self.leader_target() else { return Err(self.no_leader()) };
             match self.rpc.call(target, kind, body.clone(), RENEW_TIMEOUT).await {
-                Ok(bytes) => return Ok(bytes),
+                Ok(bytes) => {
+                    // Only a leader answers this. A worker hears of it in no other way, and its writes would ask around.
+                    self.learn_leader(Some(target));
+                    return Ok(bytes);
+                }
                 Err(CallError::Refused(refusal)) if refusal.code == codes::NOT_LEADER => {
                     let hint = refusal.value.and_then(|value| value.parse().ok());
                     self.learn_leader(hint);
