@@ -229,12 +229,7 @@ impl Registration {
         inner.keep_fed(&inner.view.borrow());
         let weak = Arc::downgrade(&inner);
         inner.spawn(writing::forwarder(weak.clone(), queue));
-        inner.spawn(status::watch_halt(weak.clone()));
-        inner.spawn(voting::drive(weak.clone()));
-        inner.spawn(ticking::drive(weak.clone()));
-        inner.spawn(leasing::drive(weak.clone()));
-        inner.spawn(feeding::tell(weak.clone()));
-        inner.spawn(feeding::follow(weak.clone()));
+        inner.drive(&weak);
         let _ = self.slot.set(weak);
         Ok(Ledger { inner })
     }
@@ -338,6 +333,16 @@ impl Inner {
     /// Runs a task that ends with the ledger.
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks().spawn(task);
+    }
+
+    /// Starts what goes on as long as the ledger does.
+    fn drive(&self, weak: &Weak<Self>) {
+        self.spawn(status::watch_halt(weak.clone()));
+        self.spawn(voting::drive(weak.clone()));
+        self.spawn(ticking::drive(weak.clone()));
+        self.spawn(leasing::drive(weak.clone()));
+        self.spawn(feeding::tell(weak.clone()));
+        self.spawn(feeding::follow(weak.clone()));
     }
 
     fn heard(&self) -> MutexGuard<'_, Heard> {
