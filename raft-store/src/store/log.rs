@@ -415,7 +415,7 @@ pub(crate) struct LogStore {
 enum Wake {
     /// A task, where the runtime is a single thread: the simulator's, in which time stands still meanwhile.
     Task(mpsc::Sender<()>),
-    /// A thread of its own, so that no worker of the runtime waits for the disk.
+    /// A thread of its own, so that no append makes a worker of the runtime wait for the disk.
     Thread(std::sync::mpsc::SyncSender<()>),
 }
 
