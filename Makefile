@@ -1,6 +1,6 @@
 # Two commands do all their own set-up on a fresh Debian 12 with Rust: `make demo` and `make test`.
 
-.PHONY: help demo test bench peers build sim swarm fmt setup tools clean
+.PHONY: help demo test bench peers build sim swarm mutants fmt setup tools clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,9 @@ sim: ## one simulated cluster under faults; SEED=n chooses which
 swarm: ## the simulator's long swarm: SEEDS=n, FROM=n, NODES=n, SECONDS=n
 	cargo build --profile swarm --locked -p smartnode-sim
 	target/swarm/smartnode-sim swarm --seeds $(or $(SEEDS),1000) --from $(or $(FROM),1) --nodes $(or $(NODES),5) --seconds $(or $(SECONDS),60)
+
+mutants: ## plants each bug of sim/mutants in a copy of the sources, for a swarm to find; ONLY=name for one
+	./scripts/mutants $(ONLY)
 
 fmt: ## format the sources
 	cargo fmt --all

@@ -11,7 +11,8 @@ use fabric::seams::Seams;
 use crate::clock::HostClock;
 use crate::disk::HostDisk;
 use crate::invariants::takeovers::Takeover;
-use crate::kernel::FakeRuntime;
+use crate::kernel::{FakeRuntime, Running};
+use crate::layers::FakeLayers;
 use crate::power::Supply;
 use crate::scenario::{Cast, Expectation};
 use crate::trace::Trace;
@@ -75,6 +76,8 @@ pub struct Boot {
     pub seams: Seams,
     /// The kernel's seam: this host's machines.
     pub machines: Arc<FakeRuntime>,
+    /// Its layers.
+    pub layers: Arc<FakeLayers>,
     /// Seed of this boot, for what wants a seed of its own.
     pub seed: u64,
     /// From this world time on the hosts are left in peace, in microseconds.
@@ -142,6 +145,11 @@ pub trait Software: fmt::Debug + Send + Sync {
         Vec::new()
     }
 
+    /// What does not hold of what runs now, after these takeovers.
+    fn judge(&self, _: &[(HostId, Running)], _: &[Takeover]) -> Option<String> {
+        None
+    }
+
     /// Who leads, among these.
     fn leader(&self, _: &[HostId]) -> Option<HostId> {
         None
@@ -153,5 +161,5 @@ pub trait Software: fmt::Debug + Send + Sync {
     }
 
     /// What it did how often, the same for the same run.
-    fn counts(&self) -> BTreeMap<&'static str, u64>;
+    fn counts(&self) -> BTreeMap<String, u64>;
 }

@@ -103,6 +103,11 @@ impl Faults {
         Faults(kinds.into_iter().collect())
     }
 
+    /// Whether it may draw every kind.
+    pub fn is_all(&self) -> bool {
+        self.0.len() == Fault::ALL.len()
+    }
+
     /// Whether it may draw this kind.
     pub fn has(&self, fault: Fault) -> bool {
         self.0.contains(&fault)

@@ -18,7 +18,8 @@ use crate::ambient::{self, Ambient, within};
 use crate::clock::HostClock;
 use crate::disk::{HostDisk, Loss};
 use crate::entropy::SeededEntropy;
-use crate::kernel::{Kernel, Running};
+use crate::kernel::{Counts, Kernel, Running};
+use crate::layers::FakeLayers;
 use crate::net::Net;
 use crate::power::Supply;
 use crate::random;
@@ -176,6 +177,7 @@ impl Host {
             number,
             hosts,
             seams,
+            layers: Arc::new(FakeLayers::new(runtime_seam.clone())),
             machines: runtime_seam,
             seed,
             calm_us,
@@ -298,6 +300,11 @@ impl Host {
     pub fn mend(&mut self) {
         self.disk.mend();
         self.sync_us = SYNC_US;
+    }
+
+    /// What happened to its machines.
+    pub fn machines(&self) -> Counts {
+        self.kernel.counts()
     }
 
     /// Ends one of its machines that are up, with its supervisor; `false` when there is none.

@@ -5,16 +5,19 @@
 //! supervisor's freeze is reckoned, not timed: whoever looks at a moment learns whether the deadline had passed by then,
 //! also while the daemon is stopped.
 //!
+//! A machine that runs writes to its disk all the time, and each write is on the disk when its program goes on: what its
+//! disk holds is the epoch in which it was made and how much was written.
+//!
 //! Absent: programs. A machine that was started runs until somebody ends it; nothing can be executed in it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use fabric::ids::MachineId;
+use fabric::ids::{MachineId, MoveId};
 use fabric::limits::LEASE_FREEZE_MARGIN;
 use fabric::model::{MachineState, MachineStatus};
 use fabric::seams::Clock;
@@ -30,9 +33,26 @@ const START: Duration = Duration::from_millis(30);
 /// How long stopping one takes.
 const STOP: Duration = Duration::from_millis(20);
 
+/// What a machine's disk holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Content {
+    /// The epoch in which the disk was made, empty.
+    pub born: u64,
+    /// Writes that are on it.
+    pub writes: u64,
+}
+
+/// A disk that comes by a move.
+#[derive(Debug, Clone, Copy)]
+struct Staged {
+    content: Content,
+    prepared: bool,
+}
+
 #[derive(Debug)]
 struct Machine {
     launch: Launch,
+    disk: Content,
     up: bool,
     frozen: Frozen,
     deadline: Option<Duration>,
@@ -43,12 +63,13 @@ struct Machine {
 }
 
 impl Machine {
-    /// What its supervisor has done by `now`, on `CLOCK_BOOTTIME`.
-    fn settle(&mut self, now: Duration) {
+    /// What its supervisor has done by `now`, on `CLOCK_BOOTTIME`; whether it froze the machine.
+    fn settle(&mut self, now: Duration) -> bool {
         let expires = self.deadline.is_some_and(|deadline| now + LEASE_FREEZE_MARGIN >= deadline);
-        if self.up && self.launch.spec.exclusive && expires {
-            self.frozen.by_lease = true;
-        }
+        let freezes = self.up && self.launch.spec.exclusive && expires && !self.frozen.by_lease;
+        self.frozen.by_lease |= freezes;
+        self.disk.writes += u64::from(self.runs());
+        freezes
     }
 
     fn runs(&self) -> bool {
@@ -105,12 +126,27 @@ pub struct Running {
     pub epoch: u64,
     /// Whether it must run nowhere else.
     pub exclusive: bool,
+    /// What it has on its disk.
+    pub disk: Content,
+}
+
+/// What happened to the machines of a host, how often.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Counts {
+    /// Frozen by their supervisors.
+    pub frozen: u64,
+    /// Thawed by a renewal.
+    pub thawed: u64,
+    /// Killed by the daemon, whose lease ended.
+    pub fenced: u64,
 }
 
 /// The machines of one host.
 #[derive(Debug, Clone, Default)]
 pub struct Kernel {
+    counts: Arc<Mutex<Counts>>,
     machines: Arc<Mutex<BTreeMap<MachineId, Machine>>>,
+    staged: Arc<Mutex<BTreeMap<MoveId, Staged>>>,
     /// So many further starts fail.
     failing_starts: Arc<AtomicU32>,
 }
@@ -120,15 +156,32 @@ impl Kernel {
         self.machines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn settle(&self, machines: &mut BTreeMap<MachineId, Machine>, now: Duration) {
+        let frozen = machines.values_mut().filter_map(|machine| machine.settle(now).then_some(())).count() as u64;
+        if frozen > 0 {
+            self.count(|counts| counts.frozen += frozen);
+        }
+    }
+
+    fn count(&self, count: impl FnOnce(&mut Counts)) {
+        count(&mut self.counts.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// What happened here.
+    pub fn counts(&self) -> Counts {
+        *self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What runs, unfrozen, at `boottime`.
     pub fn running(&self, boottime: Duration) -> Vec<Running> {
         let mut machines = self.machines();
-        machines.values_mut().for_each(|machine| machine.settle(boottime));
+        self.settle(&mut machines, boottime);
         let running = machines.values().filter(|machine| machine.runs());
         let name = |machine: &Machine| Running {
             id: machine.launch.id,
             epoch: machine.launch.epoch,
             exclusive: machine.launch.spec.exclusive,
+            disk: machine.disk,
         };
         running.map(name).collect()
     }
@@ -161,8 +214,13 @@ impl Kernel {
         self.failing_starts.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok()
     }
 
-    /// The power goes: everything ends, disks stay.
+    fn staged(&self) -> MutexGuard<'_, BTreeMap<MoveId, Staged>> {
+        self.staged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The power goes: everything ends, disks stay, and of what was coming what is prepared.
     pub fn power_cut(&self) {
+        self.staged().retain(|_, staged| staged.prepared);
         self.machines()
             .values_mut()
             .filter(|machine| machine.up)
@@ -198,7 +256,7 @@ impl FakeRuntime {
         }
         let now = self.clock.boottime();
         let mut machines = self.kernel.machines();
-        machines.values_mut().for_each(|machine| machine.settle(now));
+        self.kernel.settle(&mut machines, now);
         work(&mut machines)
     }
 
@@ -214,6 +272,54 @@ impl FakeRuntime {
         let done = self.with(id, |machine| if machine.up { Ok(work(machine)) } else { Err(down(id)) })?;
         self.change();
         Ok(done)
+    }
+
+    /// What is on a machine's disk now.
+    pub fn content(&self, id: MachineId) -> Option<Content> {
+        self.with(id, |machine| Ok(machine.disk)).ok()
+    }
+
+    /// Takes a pass of a disk that comes by a move; the last one is on this host's disk for good.
+    ///
+    /// # Errors
+    /// When the power is gone.
+    pub fn stage(&self, id: MoveId, content: Content, prepared: bool) -> std::io::Result<()> {
+        if !self.supply.is_on() {
+            return Err(std::io::ErrorKind::BrokenPipe.into());
+        }
+        self.kernel.staged().insert(id, Staged { content, prepared });
+        Ok(())
+    }
+
+    /// Whether the disk of a move is prepared; none without power.
+    pub fn is_prepared(&self, id: MoveId) -> Option<bool> {
+        self.supply.is_on().then(|| self.kernel.staged().get(&id).is_some_and(|staged| staged.prepared))
+    }
+
+    /// Makes the prepared disk of a move the machine's; `false` when there is none, or no machine that is down.
+    pub fn adopt(&self, id: MoveId, machine: MachineId) -> bool {
+        let adopted = self.with_all(|machines| {
+            let mut staged = self.kernel.staged();
+            let machine = machines.get_mut(&machine).filter(|machine| !machine.up);
+            let (Some(machine), true) = (machine, staged.get(&id).is_some_and(|staged| staged.prepared)) else {
+                return Ok(false);
+            };
+            staged.remove(&id).into_iter().for_each(|staged| machine.disk = staged.content);
+            Ok(true)
+        });
+        adopted.unwrap_or(false)
+    }
+
+    /// Forgets what has come of a move.
+    pub fn unstage(&self, id: MoveId) {
+        if self.supply.is_on() {
+            self.kernel.staged().remove(&id);
+        }
+    }
+
+    /// Moves of which something is here.
+    pub fn staged(&self) -> BTreeSet<MoveId> {
+        self.kernel.staged().keys().copied().collect()
     }
 
     /// What runs, unfrozen, now.
@@ -262,7 +368,9 @@ impl Runtime for FakeRuntime {
                 return Err(RuntimeError::State { id, state: "up".to_owned(), hint });
             }
             let (launch, deadline) = (launch.clone(), launch.lease_deadline);
+            let empty = Content { born: launch.epoch, writes: 0 };
             let fresh = Machine {
+                disk: machines.get(&id).map_or(empty, |machine| machine.disk),
                 launch,
                 up: false,
                 frozen: Frozen::default(),
@@ -355,6 +463,7 @@ impl Runtime for FakeRuntime {
             frozen && !machine.frozen.by_lease
         })?;
         if thawed {
+            self.kernel.count(|counts| counts.thawed += 1);
             self.tell(id, "is thawed: its lease was renewed");
         }
         Ok(())
@@ -378,6 +487,7 @@ impl Runtime for FakeRuntime {
             Ok(runs)
         })?;
         if killed {
+            self.kernel.count(|counts| counts.fenced += 1);
             self.tell(id, "is fenced");
             self.change();
         }

@@ -12,6 +12,7 @@ compile_error!(
 pub mod actor;
 pub mod ambient;
 pub mod clock;
+pub mod coverage;
 pub mod crowd;
 pub mod disk;
 pub mod entropy;
@@ -19,6 +20,7 @@ pub mod faults;
 pub mod host;
 pub mod invariants;
 pub mod kernel;
+pub mod layers;
 pub mod limits;
 pub mod net;
 pub mod power;

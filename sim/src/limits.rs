@@ -11,7 +11,7 @@ pub const HOSTS_MAX: u64 = 10_000;
 /// Longest run, in simulated time.
 pub const RUN_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Length of a step. No packet is faster than this, so nothing sent in a step can arrive in it.
-pub const QUANTUM_US: u64 = 1_000;
+pub const QUANTUM_US: u64 = 2_000;
 /// Packets under way to one socket; a further one is lost, as in a full receive buffer.
 pub const PACKETS_TO_SOCKET_MAX: usize = 4_096;
 /// Largest UDP payload that the simulated links carry (an Ethernet frame's).

@@ -4,6 +4,11 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+/// Names of what is counted.
+pub fn tally<const N: usize>(counts: [(&str, u64); N]) -> BTreeMap<String, u64> {
+    counts.map(|(what, count)| (what.to_owned(), count)).into()
+}
+
 /// What came of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
@@ -29,6 +34,12 @@ impl Report {
         self.violations.is_empty()
     }
 
+    /// With these counts as well.
+    pub fn with(mut self, counts: BTreeMap<String, u64>) -> Self {
+        self.tally.extend(counts);
+        self
+    }
+
     /// The result, in one line.
     pub fn line(&self) -> String {
         let result = if self.is_clean() { "ok" } else { "FAILED" };
@@ -36,6 +47,12 @@ impl Report {
         let Report { seed, digest, records, packets, .. } = self;
         format!("seed {seed} {result} trace={digest} records={records} packets={packets}{tally}")
     }
+}
+
+/// Whether it was an invariant that saw what went wrong, and not a panic, an assertion or a time-out.
+pub fn is_of_invariant(violation: &str) -> bool {
+    let number = kind(violation).strip_prefix('I').unwrap_or_default();
+    !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// Of what kind a violation is: the invariant's name, or the first words of what went wrong. A smaller run fails the same
@@ -59,6 +76,8 @@ mod tests {
         assert_eq!(kind("h3: I10: at index 4 applied"), "I10");
         assert_eq!(kind("h1: panic: at src/a.rs"), "panic");
         assert_eq!(kind("its disk lost"), "its disk lost");
+        assert!(is_of_invariant("h3: I10: at index 4 applied"));
+        assert!(!is_of_invariant("h1: panic: at src/a.rs") && !is_of_invariant("I: nothing"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The world: virtual time, hosts stepped in order, faults from the seed, then a calm in which all must come right.
 //!
-//! Time goes in quanta of 1 ms. In each, every running host is stepped to the quantum's end, in the order of their
+//! Time goes in quanta of 2 ms. In each, every running host is stepped to the quantum's end, in the order of their
 //! numbers; a packet takes at least one quantum, so the order decides nothing. Safety is checked throughout; in the
 //! calm at the end no fault happens, and what the software promises then (its verdict) is demanded.
 
@@ -79,7 +79,7 @@ pub struct World {
     around: Surroundings,
     hosts: Vec<Host>,
     plan: Plan,
-    tally: BTreeMap<&'static str, u64>,
+    tally: BTreeMap<String, u64>,
     now_us: u64,
     script: VecDeque<ScriptStep>,
     /// The leader that the script spoke of last.
@@ -154,8 +154,12 @@ impl World {
         self.finish()
     }
 
-    fn count(&mut self, what: &'static str) {
-        *self.tally.entry(what).or_default() += 1;
+    fn count(&mut self, what: &str) {
+        self.count_many(what, 1);
+    }
+
+    fn count_many(&mut self, what: &str, count: u64) {
+        *self.tally.entry(what.to_owned()).or_default() += count;
     }
 
     fn quantum(&mut self) {
@@ -187,10 +191,13 @@ impl World {
         let now_us = self.now_us;
         let judged = self.hosts.iter().filter(|host| !host.is_mistaken(now_us));
         let running = judged.flat_map(|host| host.running(now_us).into_iter().map(|machine| (host.id(), machine)));
-        if let Some(found) = one_owner::check(running) {
+        let running: Vec<_> = running.collect();
+        let takeovers = self.around.software.takeovers();
+        let twice = one_owner::check(running.iter().copied());
+        for found in twice.into_iter().chain(self.around.software.judge(&running, &takeovers)) {
             self.around.trace.violation(now_us, &found);
         }
-        for takeover in self.around.software.takeovers() {
+        for takeover in takeovers {
             let judged = self.hosts.iter().filter(|host| !host.is_mistaken(now_us));
             let held = judged.filter_map(|host| Some((host.id(), host.held(takeover.machine, now_us)?)));
             if let Some(found) = takeovers::check(takeover, held) {
@@ -277,7 +284,7 @@ impl World {
             }
             Action::EndMachine(id, number) => {
                 let ended = self.host(*id).end_machine(*number);
-                self.tally.entry("machine-deaths").and_modify(|n| *n += u64::from(ended)).or_insert(u64::from(ended));
+                self.count_many("machine-deaths", u64::from(ended));
             }
             Action::FailStarts(id, starts) => self.host(*id).fail_starts(*starts),
         }
@@ -331,6 +338,16 @@ impl World {
             (software.verdict(&up), software.counts())
         });
         self.tally.extend(counts);
+        for index in 0..self.hosts.len() {
+            let (machines, disk) = (self.hosts[index].machines(), self.hosts[index].disk().counts());
+            let counts = [
+                ("frozen", machines.frozen),
+                ("thawed", machines.thawed),
+                ("fenced", machines.fenced),
+                ("torn", disk.torn),
+            ];
+            counts.into_iter().for_each(|(what, count)| self.count_many(what, count));
+        }
         failed.iter().for_each(|what| self.around.trace.violation(now_us, what));
         for host in &mut self.hosts {
             host.end(now_us, End::PowerCut(Loss::DropAll), u64::MAX, &self.around);
@@ -339,7 +356,7 @@ impl World {
         trace.flush().map_err(|source| RunError::Trace { seed, source })?;
         let (records, packets) = trace.counts();
         let (digest, violations) = (trace.digest().to_string(), trace.violations());
-        let tally = self.tally.into_iter().map(|(what, count)| (what.to_owned(), count)).collect();
+        let tally = self.tally;
         Ok(Report { seed, digest, records, packets, actions: self.plan.drawn(), tally, violations })
     }
 }

@@ -12,12 +12,10 @@ use raft_store::state::State;
 
 use super::is_needed;
 use crate::api::failure::Failure;
-use crate::moving::incoming::staging;
 use crate::moving::marker::MarkerV1;
 use crate::node::admission::{Late, started};
 use crate::node::asks::{self, NAMED, NAMED_IMAGES_MAX, NamedAnswerV1, NamedAskV1};
 use crate::node::context::Context;
-use crate::transfer::{self, frames::blocking};
 
 /// The first round comes this long after the start: there are better things to do first.
 const FIRST: Duration = Duration::from_secs(5);
@@ -48,9 +46,8 @@ pub async fn run(context: Arc<Context>) {
 
 /// Layers that were staged for moves which have ended otherwise, and the notes about them.
 async fn layers(context: &Arc<Context>) {
-    let root = staging(context);
     // Listed before the notes are read: a move is noted before anything of it is staged.
-    let staged = match transfer::staged(&root) {
+    let staged = match context.layers.staged() {
         Ok(staged) => staged,
         Err(error) => return tracing::warn!(error = &error as &dyn std::error::Error, "cannot list staged layers"),
     };
@@ -68,10 +65,8 @@ async fn layers(context: &Arc<Context>) {
     let Some((notes, stale)) = self::notes(context) else { return };
     let gone: Vec<MoveId> = staged.into_iter().filter(|id| is_loose(id, &notes, &stale)).take(LAYERS_MAX).collect();
     for id in gone {
-        let root = root.clone();
-        match blocking(move || transfer::abort(&root, id)).await {
-            Ok(Ok(())) => tracing::info!(%id, "removed the layer of a move that did not come about"),
-            Ok(Err(error)) => tracing::warn!(%id, %error, "a staged layer was not removed"),
+        match context.layers.abort(id).await {
+            Ok(()) => tracing::info!(%id, "removed the layer of a move that did not come about"),
             Err(error) => tracing::warn!(%id, %error, "a staged layer was not removed"),
         }
     }

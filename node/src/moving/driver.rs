@@ -26,7 +26,7 @@ use crate::node::operations::Progress;
 use crate::node::serving;
 use crate::reconcile::{self, Phase, held::HeldGuard};
 use crate::runtime::{Runtime, RuntimeError};
-use crate::transfer::{self, Source};
+use crate::transfer;
 
 /// How long the owner may take to begin.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -280,11 +280,7 @@ async fn bring(
         Err(CallError::Timeout { .. } | CallError::Broken { .. } | CallError::Unreachable { .. }) => open().await?,
         opened => opened?,
     };
-    let upper = context.runtime.writable_layer(record.id);
-    let halves = (stream.reader, stream.writer);
-    let report = Arc::new(|_: transfer::Progress| {});
-    let clock = context.seams.clock.clone();
-    let opening = Source::open(halves, (marker.id, record.id), upper, clock, report);
+    let opening = context.layers.send(stream, (marker.id, record.id));
     let opened = tokio::time::timeout(READY_TIMEOUT, opening).await;
     let mut source = opened.map_err(|_| Failure::timeout("the destination", READY_TIMEOUT))?.map_err(broken)?;
     progress.phase("sync", 200);

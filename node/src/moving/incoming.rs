@@ -1,7 +1,5 @@
 //! The destination's end: takes a machine's layer, and makes it the machine's disk once the ledger says so.
 
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use fabric::ids::{MachineId, MoveId, NodeId};
@@ -15,23 +13,17 @@ use crate::api::failure::Failure;
 use crate::node::admission::{Late, started};
 use crate::node::context::Context;
 use crate::runtime::Launch;
-use crate::transfer::{self, frames::blocking};
+use crate::transfer;
 
 /// How long this node waits for its copy of the ledger to show a move that the source announced.
 const ANNOUNCED_WAIT: Duration = Duration::from_secs(5);
-
-/// Where layers are staged.
-pub fn staging(context: &Context) -> PathBuf {
-    context.data_dir.join("staging")
-}
 
 /// Serves a stream that carries a machine's layer.
 pub async fn serve(late: Late, request: StreamRequest) {
     let peer = request.peer.id;
     let Ok(context) = started(&late) else { return };
-    let Ok(stream) = request.accept().await else { return };
-    let (mut reader, mut writer) = (stream.reader, stream.writer);
-    let (id, machine) = match transfer::accept(&mut reader).await {
+    let Ok(mut stream) = request.accept().await else { return };
+    let (id, machine) = match transfer::accept(&mut stream.reader).await {
         Ok(open) => open,
         Err(error) => {
             tracing::debug!(%error, "a layer was announced and did not come");
@@ -39,28 +31,24 @@ pub async fn serve(late: Late, request: StreamRequest) {
         }
     };
     if let Err(refusal) = expect(&context, peer, id, machine).await {
-        let _ = transfer::refuse(&mut writer, refusal).await;
+        let _ = transfer::refuse(&mut stream.writer, refusal).await;
         return;
     }
-    let report = Arc::new(|_| {});
     let mut claim = context.coming.claim();
-    let room = |needed| context.host.disk().map(|disk| claim.ask(needed, crate::room::to_spare(disk)));
-    match transfer::receive((&mut reader, &mut writer), &staging(&context), id, room, report).await {
+    let mut room = |needed| context.host.disk().map(|disk| claim.ask(needed, crate::room::to_spare(disk)));
+    match context.layers.receive(&mut stream, id, &mut room).await {
         Ok(prepared) => tracing::info!(machine = %machine.short(), bytes = prepared.sent_bytes, "a layer is prepared"),
         Err(error) => {
             tracing::warn!(machine = %machine.short(), %error, "a layer did not arrive");
             if matches!(error, transfer::ReceiveError::NoRoom { .. }) {
-                let root = staging(&context);
                 // The next clean-up tries again.
-                match blocking(move || transfer::abort(&root, id)).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => tracing::warn!(%error, "what is staged of a layer that found no room stays"),
-                    Err(error) => tracing::warn!(%error, "what is staged of a layer that found no room stays"),
+                if let Err(error) = context.layers.abort(id).await {
+                    tracing::warn!(%error, "what is staged of a layer that found no room stays");
                 }
             }
         }
     }
-    let _ = writer.finish().await;
+    let _ = stream.writer.finish().await;
 }
 
 /// The ledger must name this node as the destination and the peer as the source. The move is noted before its first byte
@@ -106,13 +94,10 @@ pub async fn adopt(context: &Context, record: &MachineRecord, launch: &Launch) -
     if local.as_ref().is_some_and(|local| local.epoch == placement.epoch && local.is_up()) {
         return Ok(());
     }
-    let root = staging(context);
     let notes = context.notes.coming.load().map_err(unusable)?;
     let note = notes.into_iter().find(|note| note.machine == record.id);
     let ready = match note {
-        Some(note) => {
-            transfer::prepared(&root, note.id).map_err(|error| unusable(std::io::Error::other(error)))?.is_some()
-        }
+        Some(note) => context.layers.is_prepared(note.id).map_err(|error| unusable(std::io::Error::other(error)))?,
         None => false,
     };
     // A disk of unknown age is an old copy beside a staged one, and without one nobody knows what it is.
@@ -132,8 +117,7 @@ pub async fn adopt(context: &Context, record: &MachineRecord, launch: &Launch) -
         context.runtime.quarantine(record.id).await?;
     }
     context.runtime.prepare(launch).await?;
-    let upper = context.runtime.writable_layer(record.id);
-    transfer::adopt(&root, note.id, &upper).map_err(|error| unusable(std::io::Error::other(error)))?;
+    context.layers.adopt(note.id, record.id).map_err(|error| unusable(std::io::Error::other(error)))?;
     forget(context, note)
 }
 

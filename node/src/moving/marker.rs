@@ -18,8 +18,8 @@ pub const MARKERS_MAX: usize = 256;
 pub const OUT: &str = "moves-out";
 /// The destination's notes.
 pub const IN: &str = "moves-in";
-/// The source's notes of moves that are done: the copy here is not needed once the destination runs the machine. The
-/// oldest give way; a copy without its note is kept aside.
+/// The source's notes of moves that are done: the machine is not started here by an older view of the ledger, and the copy
+/// is not needed once the destination runs it. The oldest give way; a copy without its note is kept aside.
 pub const DONE: &str = "moves-done";
 
 /// One move: at the source, its verdict must be known before the machine is started again.
@@ -157,14 +157,6 @@ impl Note {
         })
     }
 
-    /// Removes the notes of a machine.
-    ///
-    /// # Errors
-    /// When the disk fails.
-    pub fn forget(&self, machine: MachineId) -> io::Result<()> {
-        self.retain(|other| other.machine != machine)
-    }
-
     fn retain(&self, keep: impl FnMut(&MarkerV1) -> bool) -> io::Result<()> {
         self.change(|markers| {
             let before = markers.len();
@@ -217,8 +209,6 @@ mod tests {
         (0..=MARKERS_MAX).for_each(|number| done.push(of(number)).unwrap());
         let known = Notes::new(&disk).done.load().unwrap();
         assert_eq!((known.len(), known[0], known[MARKERS_MAX - 1]), (MARKERS_MAX, of(1), of(MARKERS_MAX)));
-        done.forget(of(1).machine).unwrap();
-        assert_eq!(Notes::new(&disk).done.load().unwrap()[0], of(2));
     }
 
     /// A disk that counts reads, and whose writes wait or fail as told.
@@ -280,7 +270,7 @@ mod tests {
         assert_eq!(notes.done.load().unwrap(), [later]);
         // What a failed write has left is read again.
         odd.fails.store(true, SeqCst);
-        notes.done.forget(marker.machine).unwrap_err();
+        notes.done.push(MarkerV1 { epoch: 9, ..later }).unwrap_err();
         assert_eq!((notes.done.load().unwrap(), odd.reads.load(SeqCst)), (vec![later], 2));
     }
 }

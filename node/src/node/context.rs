@@ -36,6 +36,7 @@ use crate::reconcile::held::Held;
 use crate::room::{self, Room};
 use crate::runtime::Runtime;
 use crate::schedule::{self, Candidate, Inventory};
+use crate::transfer::Layers;
 
 /// A node that has just started does not call those dead whom it has not met yet.
 const SETTLE: Duration = Duration::from_secs(10);
@@ -66,6 +67,8 @@ pub struct Context {
     pub offered: Capacity,
     /// Runs machines.
     pub runtime: Arc<dyn Runtime>,
+    /// Takes the layers of machines from node to node.
+    pub layers: Arc<dyn Layers>,
     /// Images of this node, and how to get others.
     pub images: Arc<dyn Images>,
     /// What must never disagree.

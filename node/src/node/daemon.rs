@@ -11,7 +11,7 @@ use fabric::identity::{CERTIFICATE_FILE, IdentityError, KEY_FILE};
 use fabric::limits::ABSENCE;
 use fabric::model::{Capacity, Name};
 use fabric::rpc::BoxFuture;
-use fabric::seams::{Seams, real};
+use fabric::seams::{Clock, Seams, real};
 use fabric::token::JoinToken;
 use fabric::transport::join::JoinError;
 use nix::fcntl::{Flock, FlockArg};
@@ -31,6 +31,7 @@ use crate::moving::marker;
 use crate::runtime::Runtime;
 use crate::runtime::absent::NoMachines;
 use crate::runtime::container::{ContainerConfig, ContainerRuntime};
+use crate::transfer::HostLayers;
 
 /// A node that leaves has ended this long after its removal.
 const PARTING: std::time::Duration = std::time::Duration::from_secs(3);
@@ -64,7 +65,7 @@ async fn run_node(options: NodeOptions, start: Start) -> Result<(), CliError> {
     local_token::ensure(&*seams.disk, &*seams.entropy).map_err(|error| unusable(&options.data_dir, &error))?;
 
     let me = super::member(&*seams.disk).map_err(|error| not_started(&error, &options.data_dir))?;
-    let parts = parts(&options, here, me)?;
+    let parts = parts(&options, here, me, seams.clock.clone())?;
     let config = NodeConfig {
         listen: options.listen,
         advertise: options.advertise,
@@ -237,7 +238,12 @@ async fn resolve(peers: &[String]) -> Result<Vec<SocketAddr>, CliError> {
     Ok(found)
 }
 
-fn parts(options: &NodeOptions, host: ThisHost, node: fabric::ids::NodeId) -> Result<Parts, CliError> {
+fn parts(
+    options: &NodeOptions,
+    host: ThisHost,
+    node: fabric::ids::NodeId,
+    clock: Arc<dyn Clock>,
+) -> Result<Parts, CliError> {
     let data = options.data_dir.clone();
     let opened = ContainerRuntime::open(ContainerConfig { data: data.clone(), node, exe: None });
     let (runtime, host): (Arc<dyn Runtime>, Arc<dyn Host>) = match opened {
@@ -252,6 +258,7 @@ fn parts(options: &NodeOptions, host: ThisHost, node: fabric::ids::NodeId) -> Re
     std::fs::create_dir_all(&images).map_err(|error| unusable(&images, &error))?;
     Ok(Parts {
         host,
+        layers: Arc::new(HostLayers::new(runtime.clone(), data.join("staging"), clock)),
         runtime,
         images: Box::new(move |transport| match ImageStore::open(&images, transport, IMAGE) {
             Ok(store) => Arc::new(store),

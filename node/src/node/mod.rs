@@ -46,6 +46,7 @@ use crate::images::service::Images;
 use crate::moving::marker::Notes;
 use crate::reconcile::held::Held;
 use crate::runtime::Runtime;
+use crate::transfer::Layers;
 use crate::{caretaker, cleanup, moving, reconcile, room};
 use backend::NodeBackend;
 use context::Context;
@@ -61,6 +62,8 @@ pub struct Parts {
     pub host: Arc<dyn Host>,
     /// Runs machines.
     pub runtime: Arc<dyn Runtime>,
+    /// Takes the layers of machines from node to node.
+    pub layers: Arc<dyn Layers>,
     /// Makes the image store, which fetches through the transport.
     pub images: MakeImages,
 }
@@ -252,6 +255,7 @@ impl Node {
             offered: offered(parts.host.total()),
             host: parts.host,
             runtime: parts.runtime,
+            layers: parts.layers,
             images: (parts.images)(&transport),
             ledger,
             transport,

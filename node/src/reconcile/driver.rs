@@ -23,6 +23,9 @@ use crate::node::context::{Context, DOUBT};
 use crate::node::lease;
 use crate::runtime::{Launch, Observed};
 
+/// A daemon that begins waits so long for whoever can tell it how things are. Then it goes by its own copy, so that
+/// machines that need no lease run on a node which is alone.
+const ALONE: Duration = Duration::from_secs(15);
 /// Without a wake-up the node looks again this often.
 const LOOK: Duration = Duration::from_secs(2);
 /// A failed action rests this long.
@@ -49,6 +52,8 @@ struct Reconciler {
     busy: BTreeSet<MachineId>,
     resting: BTreeMap<MachineId, Instant>,
     absent: BTreeSet<MachineId>,
+    /// See [`Facts::current`].
+    current: bool,
     /// Machines of which it was told that their launch record is damaged.
     damaged: BTreeSet<MachineId>,
     /// Look again after this.
@@ -70,15 +75,24 @@ pub async fn run(context: Arc<Context>) {
         busy: BTreeSet::new(),
         resting: BTreeMap::new(),
         absent: BTreeSet::new(),
+        current: false,
         damaged: BTreeSet::new(),
         next: LOOK,
         done,
     };
+    let current = tokio::time::timeout(ALONE, current(&context));
+    tokio::pin!(current);
     loop {
         reconciler.look().await;
         tokio::select! {
             biased;
             () = context.shutdown.cancelled() => return,
+            known = current.as_mut(), if !reconciler.current => {
+                reconciler.current = true;
+                if known.is_err() {
+                    tracing::warn!("nobody tells this node how its machines are to be: it goes by its own copy");
+                }
+            }
             Some(outcome) = finished.recv() => reconciler.finished(outcome),
             _ = changed(&mut runtime) => {}
             _ = changed(&mut renewed) => {}
@@ -91,6 +105,13 @@ pub async fn run(context: Arc<Context>) {
             reconciler.finished(outcome);
         }
         tokio::time::sleep(GATHER).await;
+    }
+}
+
+/// Returns once this node's view has been current.
+async fn current(context: &Context) {
+    while context.ledger.linearizable().await.is_err() {
+        tokio::time::sleep(DOUBT).await;
     }
 }
 
@@ -146,7 +167,7 @@ impl Reconciler {
         let (boottime, now_ms) = (self.context.seams.clock.boottime(), self.context.ledger.now_ms());
         let none = BTreeSet::new();
         self.tell_damaged(&locals, &records);
-        let (moved, room) = (self.moved(&locals), self.context.room.borrow().clone());
+        let (moved, room) = (self.moved(), self.context.room.borrow().clone());
         let mut facts = Facts {
             me: self.context.me,
             records: &records,
@@ -157,6 +178,7 @@ impl Reconciler {
             moved: &moved,
             room: &room,
             leased: lease::covers(&self.context.lease.borrow(), boottime, index),
+            current: self.current,
             now_ms,
         };
         let mut lost = lost(&facts);
@@ -189,10 +211,7 @@ impl Reconciler {
     }
 
     /// Copies that this node has moved away; none are known while the notes cannot be read, and all are kept aside then.
-    fn moved(&self, locals: &BTreeMap<MachineId, Local>) -> BTreeSet<(MachineId, u64)> {
-        if locals.is_empty() {
-            return BTreeSet::new();
-        }
+    fn moved(&self) -> BTreeSet<(MachineId, u64)> {
         match self.context.notes.done.load() {
             Ok(notes) => notes.into_iter().map(|note| (note.machine, note.epoch)).collect(),
             Err(error) => {
@@ -341,12 +360,7 @@ async fn perform(
         }
         Action::Forget(machine, epoch) => submit(context, held, Command::Forget { machine, epoch }).await?,
         Action::Quarantine(machine) => runtime.quarantine(machine).await?,
-        Action::Discard(machine) => {
-            runtime.destroy(machine).await?;
-            if let Err(error) = context.notes.done.forget(machine) {
-                tracing::warn!(%error, "the note of a move that is done stays");
-            }
-        }
+        Action::Discard(machine) => runtime.destroy(machine).await?,
         Action::Ask(machine) => return context.is_absent(machine).await,
         Action::Thaw(machine) => context.lease_renew_now(machine).await?,
     }

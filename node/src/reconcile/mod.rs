@@ -74,6 +74,9 @@ pub struct Facts<'a> {
     pub room: &'a Room,
     /// This node holds a lease whose revision covers the records: exclusive machines may start.
     pub leased: bool,
+    /// This node's view has been current since its daemon began, or nobody could tell it how things are. Before that the
+    /// view may be of before its machines were stopped, deleted, moved or taken over.
+    pub current: bool,
     /// The cluster's time, Unix milliseconds: what has failed is not tried again before its back-off is over.
     pub now_ms: u64,
 }
@@ -123,6 +126,9 @@ pub enum Action {
 
 /// Compares and decides.
 pub fn decide(facts: &Facts<'_>) -> Vec<Action> {
+    if !facts.current {
+        return Vec::new();
+    }
     let ids: BTreeSet<_> = facts.records.keys().chain(facts.locals.keys()).copied().collect();
     ids.into_iter().filter(|id| !facts.busy.contains(id)).filter_map(|id| one(facts, id)).collect()
 }
@@ -153,6 +159,9 @@ impl Local {
 
 fn own(facts: &Facts<'_>, record: &MachineRecord, placement: &Placement, local: Option<&Local>) -> Option<Action> {
     let id = record.id;
+    if facts.moved.range((id, placement.epoch)..=(id, u64::MAX)).next().is_some() {
+        return None; // our view is older than the SWITCH by which it left: wait for the record
+    }
     if record.desired == Desired::Deleted {
         return Some(match local {
             Some(_) => Action::Destroy(id, placement.epoch),

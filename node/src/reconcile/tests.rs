@@ -33,6 +33,7 @@ fn facts<'a>(
         known_absent: &NONE,
         waiting,
         moved: &NOTHING,
+        current: true,
         room: &ROOM,
         leased,
         now_ms: 1000,
@@ -62,6 +63,23 @@ fn decided(record: Option<MachineRecord>, local: Option<Local>, leased: bool) ->
     let locals = local.into_iter().map(|l| (ID, l)).collect();
     let none = BTreeSet::new();
     decide(&facts(&records, &locals, &none, leased))
+}
+
+#[test]
+fn nothing_is_done_by_a_view_that_may_be_of_before_the_restart() {
+    let (records, locals) = (BTreeMap::from([(ID, record(Some(placed(ME, 1))))]), BTreeMap::new());
+    let none = BTreeSet::new();
+    assert_eq!(decide(&Facts { current: false, ..facts(&records, &locals, &none, true) }), []);
+    assert_eq!(decide(&facts(&records, &locals, &none, true)).len(), 1);
+}
+
+#[test]
+fn what_was_moved_away_is_not_started_by_an_older_view() {
+    let down = local(2, Phase::Down);
+    assert_eq!(decided_after(2, record(Some(placed(ME, 2))), down), []);
+    assert_eq!(decided_after(4, record(Some(placed(ME, 2))), down), [], "it has come back and left again since");
+    let start = Action::Start { machine: ID, epoch: 3, clean: false };
+    assert_eq!(decided_after(2, record(Some(placed(ME, 3))), local(3, Phase::Down)), [start]);
 }
 
 #[test]

@@ -17,6 +17,7 @@
 
 pub mod destination;
 pub mod frames;
+pub mod layers;
 pub mod limits;
 pub mod manifest;
 pub mod plan;
@@ -33,9 +34,10 @@ use std::sync::Arc;
 use fabric::ids::Digest;
 
 pub use destination::{ReceiveError, accept, receive, refuse};
+pub use layers::{AskRoom, HostLayers, Layers, Outgoing};
 pub use plan::PassReport;
 pub use source::{SendError, Source};
-pub use staging::{abort, adopt, prepared, staged};
+pub use staging::{StagingError, abort, adopt, prepared, staged};
 
 /// How far a pass is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use smartnode_sim::actor::Software;
+use smartnode_sim::coverage::Heard;
 use smartnode_sim::faults::{Faults, Skip};
 use smartnode_sim::limits::OPERATIONS_MAX;
 use smartnode_sim::report::Report;
@@ -19,6 +20,8 @@ use smartnode_sim::software::node::Nodes;
 use smartnode_sim::software::ping::{Ping, Pings};
 use smartnode_sim::trace::{Sink, Trace};
 use smartnode_sim::world::{Config, RunError, World};
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
 
 pub mod child;
 pub mod membership;
@@ -123,7 +126,12 @@ impl Settings {
             skip: self.skip.clone().unwrap_or_default(),
         };
         let world = World::new(config, self.software(seed)?, Trace::new(sink))?;
-        world.run().map_err(|error| match error {
+        let heard = Heard::default();
+        let listening = LevelFilter::current() == LevelFilter::OFF;
+        let _listens =
+            listening.then(|| tracing::subscriber::set_default(tracing_subscriber::registry().with(heard.clone())));
+        let ran = world.run().map(|report| report.with(heard.counts()));
+        ran.map_err(|error| match error {
             RunError::Trace { .. } => anyhow::Error::new(error).context(format!(
                 "the run ended early; once there is room, run it again: smartnode-sim run --seed {seed} {}",
                 self.arguments()

@@ -9,12 +9,17 @@ use anyhow::{Context, ensure};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
+use smartnode_sim::coverage;
 use smartnode_sim::limits::{FAILURES_LISTED_MAX, JOBS_MAX, SEEDS_MAX};
+use smartnode_sim::report;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::commands::child::{self, Outcome};
-use crate::commands::{Output, Settings};
+use crate::commands::{Output, Settings, What};
+
+/// A swarm of so many seeds, of whole nodes under all faults, must reach every situation of `coverage`.
+const LONG_SWARM: u64 = 500;
 
 /// Runs many seeds, each in a process of its own.
 #[derive(Debug, Args)]
@@ -31,6 +36,9 @@ pub struct Swarm {
     /// Seconds of real time that one seed may take
     #[arg(long, default_value_t = 900)]
     wall: u64,
+    /// Stop at the first run in which an invariant does not hold
+    #[arg(long)]
+    until_found: bool,
     #[command(flatten)]
     settings: Settings,
     /// How the result is told
@@ -58,6 +66,10 @@ struct Summary {
     failures: Vec<Failure>,
     /// What happened how often, in all runs.
     tally: BTreeMap<String, u64>,
+    /// What an invariant saw, and in which run, if that ended the swarm.
+    found: Option<String>,
+    /// Situations that were to be reached and were not.
+    unreached: Vec<&'static str>,
     wall_seconds: f64,
     /// Simulated seconds of nodes for each second and process.
     node_seconds_per_second: f64,
@@ -96,6 +108,12 @@ impl Summary {
         println!("{wall_seconds:.1} s, {node_seconds_per_second:.0} node-seconds a second for each process");
         let tally: Vec<String> = self.tally.iter().map(|(what, count)| format!("{what}={count}")).collect();
         println!("{}", tally.join(" "));
+        if let Some(found) = &self.found {
+            println!("found by {found}");
+        }
+        if !self.unreached.is_empty() {
+            println!("never reached: {}", self.unreached.join(", "));
+        }
     }
 }
 
@@ -117,12 +135,17 @@ impl Swarm {
         let jobs = self.jobs.unwrap_or_else(|| available_parallelism().map_or(1, |n| n.get() as u64));
         ensure!((1..=JOBS_MAX).contains(&jobs), "--jobs is {jobs}, allowed are 1 to {JOBS_MAX}");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let summary = runtime.block_on(self.run(self.from..last, jobs))?;
+        let mut summary = runtime.block_on(self.run(self.from..last, jobs))?;
+        // A short one need not come everywhere.
+        let whole = self.settings.software == What::Node && self.settings.faults.is_all();
+        if whole && summary.seeds >= LONG_SWARM {
+            summary.unreached = coverage::missing(&summary.tally);
+        }
         match self.output {
             Output::Json => println!("{}", serde_json::to_string_pretty(&summary)?),
             Output::Text => summary.tell(),
         }
-        Ok(if summary.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        Ok(if summary.failed == 0 && summary.unreached.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
     async fn run(&self, mut seeds: std::ops::Range<u64>, jobs: u64) -> anyhow::Result<Summary> {
@@ -140,15 +163,23 @@ impl Swarm {
             let Some(ended) = running.join_next().await else { break };
             let outcome = ended?.context("cannot start a run: is there memory for another process?")?;
             self.progress(&bar, &outcome, &mut summary);
+            let mut failed = outcome.failed.iter();
+            let found = failed.find(|violation| report::is_of_invariant(violation));
+            let found = found.map(|violation| format!("seed {}: {violation}", outcome.seed));
             summary.take(outcome, &self.settings);
             bar.inc(1);
+            if let Some(found) = found.filter(|_| self.until_found) {
+                summary.found = Some(found);
+                break;
+            }
             if summary.failed > 0 {
                 bar.set_message(format!("{} failed", summary.failed));
             }
         }
         bar.finish_and_clear();
         summary.wall_seconds = began.elapsed().as_secs_f64();
-        let simulated = (self.seeds * self.settings.nodes * self.settings.seconds) as f64;
+        summary.seeds = summary.clean + summary.failed;
+        let simulated = (summary.seeds * self.settings.nodes * self.settings.seconds) as f64;
         summary.node_seconds_per_second = simulated / (summary.wall_seconds * jobs.min(self.seeds) as f64);
         Ok(summary)
     }

@@ -61,6 +61,11 @@ impl Content {
         &self.synced
     }
 
+    /// Whether there is something to sync.
+    pub fn is_dirty(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
     /// Writes, unsynced; grows the file when needed.
     pub fn write(&mut self, at: u64, data: &[u8]) {
         put(&mut self.cached, at, data);

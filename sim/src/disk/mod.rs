@@ -36,6 +36,8 @@ pub struct Counts {
     pub written_bytes: u64,
     /// Power cuts.
     pub cuts: u64,
+    /// Power cuts that could tear what was being written.
+    pub torn: u64,
     /// Operations that failed: for want of room, or by order.
     pub failures: u64,
 }
@@ -72,6 +74,8 @@ struct Medium {
 
 impl Medium {
     fn cut(&mut self, loss: Loss) {
+        let torn = loss == Loss::Torn && self.files.values().any(Content::is_dirty);
+        self.counts.torn += u64::from(torn);
         self.names.cut(loss, &mut self.rng);
         for file in self.files.values_mut() {
             file.cut(loss, &mut self.rng);

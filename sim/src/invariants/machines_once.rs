@@ -35,11 +35,14 @@ pub fn check(wanted: &BTreeMap<MachineId, Option<(HostId, u64)>>, running: &[(Ho
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::Content;
 
     #[test]
     fn what_is_missing_and_what_is_too_much_is_named() {
         let id = |n| MachineId([n; 16]);
-        let on = |host, n, epoch| (HostId(host), Running { id: id(n), epoch, exclusive: false });
+        let on = |host, n, epoch| {
+            (HostId(host), Running { id: id(n), epoch, exclusive: false, disk: Content { born: epoch, writes: 0 } })
+        };
         let wanted = BTreeMap::from([(id(1), Some((HostId(1), 4))), (id(2), Some((HostId(2), 1))), (id(3), None)]);
         assert_eq!(check(&BTreeMap::from([(id(1), Some((HostId(1), 4)))]), &[on(1, 1, 4)]), Vec::<String>::new());
         let found = check(&wanted, &[on(1, 1, 3), on(2, 2, 1), on(3, 2, 1)]);

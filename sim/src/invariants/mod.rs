@@ -4,6 +4,7 @@ pub mod acknowledged;
 pub mod converged;
 pub mod linearizable;
 pub mod machines_once;
+pub mod moved;
 pub mod one_owner;
 pub mod promises;
 pub mod same_state;

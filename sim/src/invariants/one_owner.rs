@@ -25,12 +25,15 @@ pub fn check(running: impl IntoIterator<Item = (HostId, Running)>) -> Option<Str
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::Content;
     use fabric::ids::MachineId;
 
     #[test]
     fn two_owners_are_a_violation_only_of_an_exclusive_machine() {
-        let on =
-            |host, machine, exclusive| (HostId(host), Running { id: MachineId([machine; 16]), epoch: host, exclusive });
+        let disk = Content { born: 1, writes: 0 };
+        let on = |host, machine, exclusive| {
+            (HostId(host), Running { id: MachineId([machine; 16]), epoch: host, exclusive, disk })
+        };
         assert_eq!(check([on(1, 1, true), on(2, 2, true), on(1, 3, false), on(2, 3, false)]), None);
         let found = check([on(1, 1, true), on(2, 1, true)]).unwrap();
         assert!(found.contains("runs on h1 (epoch 1) and on h2 (epoch 2)"), "{found}");

@@ -10,7 +10,7 @@ use fabric::ids::Digest;
 use crate::actor::HostId;
 
 /// One index in so many has its state's digest compared.
-pub const DIGEST_EVERY: u64 = 16;
+pub const DIGEST_EVERY: u64 = 64;
 
 /// What whoever was first applied at each index.
 #[derive(Debug, Default)]

@@ -9,6 +9,7 @@ use fabric::transport::Transport;
 use tokio::time::sleep;
 
 use crate::actor::{Boot, HostId, Software};
+use crate::report::tally;
 use crate::software::cluster::Cluster;
 
 /// A kind of request that the product does not use.
@@ -85,8 +86,8 @@ impl Software for Calls {
         pairs.filter(silent).map(|(from, to)| format!("no call from {from} to {to} in the calm")).collect()
     }
 
-    fn counts(&self) -> BTreeMap<&'static str, u64> {
+    fn counts(&self) -> BTreeMap<String, u64> {
         let known = lock(&self.known);
-        BTreeMap::from([("calls", known.calls), ("answered", known.answered)])
+        tally([("calls", known.calls), ("answered", known.answered)])
     }
 }

@@ -25,7 +25,7 @@ impl Software for Fragile {
         Vec::new()
     }
 
-    fn counts(&self) -> BTreeMap<&'static str, u64> {
+    fn counts(&self) -> BTreeMap<String, u64> {
         BTreeMap::new()
     }
 }

@@ -23,6 +23,7 @@ use crate::invariants::linearizable::{self, Call, Operation, Verdict};
 use crate::invariants::same_state::{DIGEST_EVERY, SameState};
 use crate::invariants::takeovers::Takeover;
 use crate::invariants::{acknowledged, promises};
+use crate::report::tally;
 use crate::software::budget::Budget;
 
 /// Clients write for so long into the calm, and then let the copies come together.
@@ -30,7 +31,7 @@ const WRITES_IN_CALM_US: u64 = 8_000_000;
 /// An acknowledgement this old is none of lately.
 const LATELY_US: u64 = 2_000_000;
 /// Pause between two operations of one client.
-const PAUSE: Duration = Duration::from_millis(120);
+const PAUSE: Duration = Duration::from_millis(300);
 /// One operation in so many is a linearizable read of what was acknowledged.
 const READ_EVERY: u64 = 5;
 /// Newest acknowledged writes that such a read must show.
@@ -312,10 +313,10 @@ impl History {
     }
 
     /// What was done how often.
-    pub fn counts(&self) -> BTreeMap<&'static str, u64> {
+    pub fn counts(&self) -> BTreeMap<String, u64> {
         let book = self.book();
         let (entries, digests) = book.same.counts();
-        BTreeMap::from([
+        tally([
             ("acknowledged", book.acknowledged.len() as u64),
             ("digests", digests),
             ("entries", entries),

@@ -39,7 +39,7 @@ impl Software for Leak {
         vec!["nobody stopped the leak".to_owned()]
     }
 
-    fn counts(&self) -> BTreeMap<&'static str, u64> {
+    fn counts(&self) -> BTreeMap<String, u64> {
         BTreeMap::new()
     }
 }

@@ -150,7 +150,7 @@ impl Software for Ledgers {
         self.history.takeovers()
     }
 
-    fn counts(&self) -> BTreeMap<&'static str, u64> {
+    fn counts(&self) -> BTreeMap<String, u64> {
         self.history.counts()
     }
 }

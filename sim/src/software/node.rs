@@ -32,6 +32,7 @@ use tokio::time::sleep;
 use crate::actor::{Boot, HostId, Moment, Software};
 use crate::invariants::converged::{self, View};
 use crate::invariants::takeovers::Takeover;
+use crate::kernel::Running;
 use crate::net::address;
 use crate::scenario::Expectation;
 use crate::software::budget::Budget;
@@ -212,6 +213,7 @@ impl Nodes {
         let parts = Parts {
             host: Arc::new(QuietHost),
             runtime: boot.machines.clone(),
+            layers: boot.layers.clone(),
             images: Box::new(|_| Arc::new(AllImages)),
         };
         let listen = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), PORT);
@@ -225,7 +227,7 @@ impl Nodes {
         self.members().insert(boot.host, node.context().membership.clone());
         let ledger = node.context().ledger.clone();
         let work = async {
-            tokio::join!(self.history.follow(boot, ledger.clone()), self.operators.work(boot, &ledger));
+            tokio::join!(self.history.follow(boot, ledger.clone()), self.operators.work(boot, node.context()));
             std::future::pending::<()>().await;
         };
         // The daemon ends when its ledger has stopped, and is started again.
@@ -254,6 +256,7 @@ impl Software for Nodes {
     }
 
     fn ended(&self, host: HostId) {
+        self.operators.ended(host);
         self.history.ended(host);
         drop(self.members().remove(&host));
     }
@@ -272,6 +275,10 @@ impl Software for Nodes {
         self.history.takeovers()
     }
 
+    fn judge(&self, running: &[(HostId, Running)], takeovers: &[Takeover]) -> Option<String> {
+        self.operators.judge(running, takeovers)
+    }
+
     fn leader(&self, up: &[HostId]) -> Option<HostId> {
         self.history.leader(up)
     }
@@ -280,7 +287,7 @@ impl Software for Nodes {
         self.judge(expectation, moment).unwrap_or_else(Some)
     }
 
-    fn counts(&self) -> BTreeMap<&'static str, u64> {
+    fn counts(&self) -> BTreeMap<String, u64> {
         let mut counts = self.history.counts();
         counts.extend(self.operators.counts());
         counts

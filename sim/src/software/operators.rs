@@ -1,25 +1,33 @@
-//! An operator at every node makes machines, exclusive ones too, restarts them, stops, starts and deletes them: under
-//! faults their owners die and are replaced, so leases, takeovers and the reconciler all have work.
+//! An operator at every node makes machines, exclusive ones too, restarts them, moves, stops, starts and deletes them:
+//! under faults their owners die and are replaced, so leases, takeovers and the reconciler all have work.
 //!
 //! The judgement after the calm is `invariants::machines_once`; that an exclusive machine never runs twice is checked by
 //! the world in every step.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fabric::ids::{Digest, MachineId, NodeId};
-use fabric::model::{Desired, Labels, MachineSpec, Name, Quota, Resources, Restart};
+use fabric::model::{Desired, Labels, MachineRecord, MachineSpec, Name, Quota, Resources, Restart};
 use fabric::seams::draw;
 use raft_store::command::{Actor, Command};
 use raft_store::ledger::Ledger;
 use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
+use smartnode::api::backend::OperationState;
+use smartnode::moving;
+use smartnode::node::context::Context;
 use smartnode::node::founding::DEFAULT_TENANT;
+use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::actor::{Boot, HostId};
+use crate::actor::{Boot, HostId, Recorder};
 use crate::invariants::machines_once;
+use crate::invariants::moved::Moved;
+use crate::invariants::takeovers::Takeover;
 use crate::kernel::{FakeRuntime, Running};
 use crate::software::budget::Budget;
 
@@ -31,21 +39,30 @@ const MACHINES_PER_HOST: u64 = 3;
 const CPU_MILLIS: u32 = 2_500;
 /// Shortest and longest pause between two operations of one operator, in milliseconds.
 const PAUSE_MS: std::ops::Range<u64> = 300..2_000;
+/// How often an operator's next operation is a move.
+const MOVES: f64 = 0.3;
+/// The kind of operation that a move is.
+const MOVE: &str = "move";
 /// The image that every machine is of.
 const IMAGE: &str = "simulated";
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Known {
     /// The machines' kernel of every host that has booted.
     kernels: BTreeMap<HostId, Arc<FakeRuntime>>,
     nodes: BTreeMap<NodeId, HostId>,
+    /// The running nodes.
+    contexts: BTreeMap<HostId, Arc<Context>>,
+    moved: Moved,
+    /// What was reached how often, of what only luck brings about.
+    reached: BTreeMap<String, u64>,
     acknowledged: u64,
     /// Highest epoch of any machine that was seen.
     epochs: u64,
 }
 
 /// The operators. Clones share what they know.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Operators {
     known: Arc<Mutex<Known>>,
     budget: Budget,
@@ -64,6 +81,19 @@ fn told(command: &Command) -> String {
     }
 }
 
+/// A machine to move and where; none when there is none.
+fn next_move(ledger: &Ledger, rng: &mut StdRng) -> Option<(MachineRecord, NodeId)> {
+    let (movable, nodes) = ledger.read(|state| {
+        let placed = state.machines.values().filter(|record| record.placement.is_some());
+        let movable: Vec<_> = placed.filter(|record| record.desired != Desired::Deleted).cloned().collect();
+        (movable, state.nodes.keys().copied().collect::<Vec<_>>())
+    });
+    let record = movable.choose(rng)?.clone();
+    let owner = record.placement.map(|placement| placement.node);
+    let others: Vec<_> = nodes.into_iter().filter(|node| Some(*node) != owner).collect();
+    Some((record, *others.choose(rng)?))
+}
+
 fn spec(exclusive: bool) -> MachineSpec {
     MachineSpec {
         image: name(IMAGE),
@@ -78,6 +108,12 @@ fn spec(exclusive: bool) -> MachineSpec {
     }
 }
 
+impl fmt::Debug for Operators {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Operators").field("budget", &self.budget).finish_non_exhaustive()
+    }
+}
+
 impl Operators {
     /// Operators who together may do what `budget` allows.
     pub fn new(budget: Budget) -> Self {
@@ -89,15 +125,26 @@ impl Operators {
     }
 
     /// Works at one node until the calm begins.
-    pub async fn work(&self, boot: &Boot, ledger: &Ledger) {
+    pub async fn work(&self, boot: &Boot, context: &Arc<Context>) {
+        let ledger = &context.ledger;
         {
             let mut known = self.known();
             known.kernels.insert(boot.host, boot.machines.clone());
+            known.contexts.insert(boot.host, context.clone());
             known.nodes.insert(ledger.node(), boot.host);
         }
         let mut rng = StdRng::seed_from_u64(boot.seed);
+        // One move at a time: it may take as long as the partition that it waits for.
+        let mut moving = JoinSet::new();
         while boot.recorder.world_us() < boot.calm_us {
             sleep(Duration::from_millis(rng.random_range(PAUSE_MS))).await;
+            let ended = moving.try_join_next().is_some();
+            if (moving.is_empty() || ended) && rng.random_bool(MOVES) {
+                if let Some((record, to)) = next_move(ledger, &mut rng).filter(|_| self.budget.take()) {
+                    moving.spawn(self.clone().bring(boot.recorder.clone(), context.clone(), record, to));
+                }
+                continue;
+            }
             let Some(command) = self.next(boot, ledger, &mut rng) else { continue };
             if !self.budget.take() {
                 return;
@@ -107,6 +154,57 @@ impl Operators {
             boot.recorder.event(format_args!("operator {what}: {:?}", answer.as_ref().map(|applied| applied.index)));
             self.known().acknowledged += u64::from(answer.is_ok());
         }
+    }
+
+    /// Has a machine moved, as the admin port does.
+    async fn bring(self, recorder: Recorder, context: Arc<Context>, record: MachineRecord, to: NodeId) {
+        let begun = context.operations.begin(MOVE, Some(record.tenant.clone()), record.name.as_str());
+        let Ok(progress) = begun else { return };
+        recorder.event(format_args!("operator moves {} to {}", record.id, to.short()));
+        let answer = moving::driver::from_anywhere(&context, &record, to, &progress).await;
+        let told = answer.as_ref().map_err(|failure| failure.refusal.code.clone());
+        recorder.event(format_args!("operator's move of {}: {told:?}", record.id));
+        self.known().acknowledged += u64::from(answer.is_ok());
+        match answer {
+            Ok(()) => progress.done(),
+            Err(failure) => progress.failed(failure.into()),
+        }
+    }
+
+    /// What does not hold of what runs now.
+    pub fn judge(&self, running: &[(HostId, Running)], takeovers: &[Takeover]) -> Option<String> {
+        let mut known = self.known();
+        let Known { moved, contexts, .. } = &mut *known;
+        takeovers.iter().for_each(|takeover| moved.taken_over(*takeover));
+        moved.check(running, |host, id| contexts.get(&host)?.ledger.read(|state| state.machines.get(&id)?.placement))
+    }
+
+    /// A boot is over: notes which moves it ended the one or the other end of.
+    pub fn ended(&self, host: HostId) {
+        let mut known = self.known();
+        let mut reached = Vec::new();
+        for (source, context) in &known.contexts {
+            let moves = context.operations.list().into_iter();
+            for view in moves.filter(|view| view.kind == MOVE && view.state == OperationState::Running) {
+                let place = context.ledger.read(|state| {
+                    let mut machines = state.machines.values();
+                    machines.find(|record| record.name.as_str() == view.subject)?.placement
+                });
+                let Some(place) = place.filter(|place| place.node == context.me) else { continue };
+                let phase = view.phase.replace(' ', "-");
+                if *source == host {
+                    reached.push(format!("source-ends-in-{phase}"));
+                } else if place.moving.is_some_and(|moving| known.nodes.get(&moving.to) == Some(&host)) {
+                    reached.push(format!("destination-ends-in-{phase}"));
+                }
+            }
+        }
+        for what in reached {
+            *known.reached.entry(what).or_default() += 1;
+        }
+        let gone = known.contexts.remove(&host);
+        drop(known);
+        drop(gone);
     }
 
     /// What to do next; none when there is nothing.
@@ -184,8 +282,12 @@ impl Operators {
     }
 
     /// What was done how often.
-    pub fn counts(&self) -> BTreeMap<&'static str, u64> {
+    pub fn counts(&self) -> BTreeMap<String, u64> {
         let known = self.known();
-        BTreeMap::from([("orders", known.acknowledged), ("epochs", known.epochs)])
+        let mut counts = known.reached.clone();
+        counts.insert("orders".to_owned(), known.acknowledged);
+        counts.insert("epochs".to_owned(), known.epochs);
+        counts.insert("moved".to_owned(), known.moved.arrived());
+        counts
     }
 }

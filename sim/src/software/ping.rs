@@ -18,6 +18,7 @@ use crate::actor::{Boot, HostId, Software};
 use crate::ambient::{Ambient, within};
 use crate::net::address;
 use crate::random;
+use crate::report::tally;
 
 const PORT: u16 = 7420;
 const ANSWER_BYTES_MAX: usize = 64;
@@ -176,10 +177,10 @@ impl Software for Pings {
         up.iter().filter(silent).map(|host| format!("{host} got no answer in the calm")).collect()
     }
 
-    fn counts(&self) -> BTreeMap<&'static str, u64> {
+    fn counts(&self) -> BTreeMap<String, u64> {
         let known = self.0.known();
         let pongs: u64 = known.values().map(|known| known.pongs).sum();
         let counted: u64 = known.values().map(|known| known.counted).sum();
-        BTreeMap::from([("pings", counted), ("pongs", pongs)])
+        tally([("pings", counted), ("pongs", pongs)])
     }
 }

@@ -1,0 +1,177 @@
+//! I6: a move, whatever ends in the middle of it, leaves the machine with exactly one owner and its acknowledged state.
+//!
+//! Source: design sections 8 and 14. A machine that runs writes all the time, so what its disk held when it last ran is
+//! acknowledged. In the next epoch it runs on that disk, with all of it, unless it was taken over, which loses what its dead
+//! owner wrote; and once it runs where it was moved to, it runs nowhere in the epoch that it was moved away from. Copies in older epochs are of no interest
+//! otherwise: a partition leaves them running where the machine is not exclusive (I1 is for those that are).
+
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
+
+use fabric::ids::MachineId;
+use fabric::model::Placement;
+
+use crate::actor::HostId;
+use crate::invariants::takeovers::Takeover;
+use crate::kernel::{Content, Running};
+
+/// What is known of a machine's last owner.
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    host: HostId,
+    epoch: u64,
+    disk: Content,
+    /// The epoch that it was moved away from, if it came by a move.
+    left: Option<u64>,
+}
+
+/// What every machine's disk has held.
+#[derive(Debug, Default)]
+pub struct Moved {
+    seen: BTreeMap<MachineId, Seen>,
+    /// Epochs that a takeover began: what the former owner wrote may be lost.
+    taken: BTreeSet<(MachineId, u64)>,
+    /// Machines that were seen to run on the disk that a move had brought.
+    arrived: u64,
+}
+
+impl Moved {
+    /// A takeover was applied.
+    pub fn taken_over(&mut self, takeover: Takeover) {
+        self.taken.insert((takeover.machine, takeover.epoch));
+    }
+
+    /// What does not hold of what runs now. `placement` tells where a host's ledger has a machine.
+    pub fn check(
+        &mut self,
+        running: &[(HostId, Running)],
+        placement: impl Fn(HostId, MachineId) -> Option<Placement>,
+    ) -> Option<String> {
+        running.iter().find_map(|(host, machine)| self.one(*host, machine, &placement))
+    }
+
+    fn one(
+        &mut self,
+        host: HostId,
+        machine: &Running,
+        placement: &impl Fn(HostId, MachineId) -> Option<Placement>,
+    ) -> Option<String> {
+        let Running { id, epoch, disk, .. } = *machine;
+        let fresh = Seen { host, epoch, disk, left: None };
+        let before = self.seen.get(&id).copied().unwrap_or(fresh);
+        if epoch < before.epoch {
+            let Seen { host: new, epoch: now, left, .. } = before;
+            return (left == Some(epoch)).then(|| {
+                format!(
+                    "I6: machine {id:?} runs on {host} in epoch {epoch}, from which it was moved to {new} (epoch {now})"
+                )
+            });
+        }
+        let taken = (before.epoch + 1..=epoch).any(|epoch| self.taken.contains(&(id, epoch)));
+        let come = || placement(host, id).filter(|at| at.epoch == epoch && !at.fresh && !taken);
+        let left = if epoch == before.epoch { before.left } else { come().and_then(|at| Some(at.previous?.epoch)) };
+        self.seen.insert(id, Seen { left, ..fresh });
+        if epoch > before.epoch && left.is_some() {
+            self.arrived += 1;
+            if disk.born == epoch {
+                return Some(format!(
+                    "I6: machine {id:?} was moved to {host} (epoch {epoch}) and runs on an empty disk"
+                ));
+            }
+        }
+        let (old, then) = (before.host, before.epoch);
+        match disk.born.cmp(&before.disk.born) {
+            Ordering::Greater => None,
+            Ordering::Less => {
+                let (born, newer) = (disk.born, before.disk.born);
+                Some(format!(
+                    "I6: machine {id:?} runs on {host} on a disk of epoch {born}; it had one of epoch {newer}"
+                ))
+            }
+            Ordering::Equal => {
+                let lost = before.disk.writes.saturating_sub(disk.writes);
+                (lost > 0 && !taken).then(|| {
+                    format!("I6: machine {id:?} runs on {host} in epoch {epoch} without {lost} writes of {old} in epoch {then}")
+                })
+            }
+        }
+    }
+
+    /// How many machines were seen to run on after a move.
+    pub fn arrived(&self) -> u64 {
+        self.arrived
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fabric::ids::NodeId;
+    use fabric::model::PreviousV1;
+
+    fn on(host: u64, epoch: u64, born: u64, writes: u64) -> (HostId, Running) {
+        let disk = Content { born, writes };
+        (HostId(host), Running { id: MachineId([1; 16]), epoch, exclusive: false, disk })
+    }
+
+    /// The end of a move away from epoch `left`, or of a takeover.
+    fn came(left: u64, fresh: bool) -> Option<Placement> {
+        let node = NodeId([1; 32]);
+        let previous = Some(PreviousV1 { node, epoch: left });
+        Some(Placement { node, epoch: left + 1, since_ms: 0, confirmed: false, fresh, previous, moving: None })
+    }
+
+    fn check(moved: &mut Moved, running: &[(HostId, Running)]) -> Option<String> {
+        moved.check(running, |_, _| None)
+    }
+
+    #[test]
+    fn a_moved_machine_goes_on_and_a_lost_write_is_named() {
+        let mut moved = Moved::default();
+        assert_eq!(check(&mut moved, &[on(1, 1, 1, 10)]), None);
+        assert_eq!(moved.check(&[on(2, 2, 1, 10)], |_, _| came(1, false)), None);
+        assert_eq!(moved.arrived(), 1);
+        assert_eq!(check(&mut moved, &[on(2, 2, 1, 11)]), None);
+        let found = check(&mut moved, &[on(1, 3, 1, 10)]).unwrap();
+        assert!(found.contains("runs on h1 in epoch 3 without 1 writes of h2 in epoch 2"), "{found}");
+    }
+
+    #[test]
+    fn an_empty_disk_is_right_after_a_takeover_only() {
+        let judged = |fresh| {
+            let mut moved = Moved::default();
+            check(&mut moved, &[on(1, 1, 1, 10)]);
+            moved.check(&[on(2, 2, 2, 1)], |_, _| came(1, fresh))
+        };
+        assert_eq!(judged(true), None);
+        assert!(judged(false).unwrap().contains("runs on an empty disk"));
+    }
+
+    #[test]
+    fn what_was_written_where_a_move_was_not_settled_dies_with_that_node() {
+        let mut moved = Moved::default();
+        check(&mut moved, &[on(1, 1, 1, 10)]);
+        moved.check(&[on(2, 2, 1, 15)], |_, _| came(1, false));
+        moved.taken_over(Takeover { machine: MachineId([1; 16]), epoch: 3 });
+        assert_eq!(moved.check(&[on(1, 3, 1, 11), on(2, 2, 1, 16)], |_, _| came(2, false)), None);
+        assert!(check(&mut moved, &[on(1, 3, 1, 10)]).is_some());
+    }
+
+    #[test]
+    fn whoever_gave_a_machine_away_must_not_run_it_again() {
+        let mut moved = Moved::default();
+        check(&mut moved, &[on(1, 1, 1, 10)]);
+        moved.check(&[on(2, 2, 1, 10)], |_, _| came(1, false));
+        let found = check(&mut moved, &[on(2, 2, 1, 11), on(1, 1, 1, 11)]).unwrap();
+        assert!(found.contains("runs on h1 in epoch 1, from which it was moved to h2 (epoch 2)"), "{found}");
+    }
+
+    #[test]
+    fn an_older_copy_runs_unheeded_and_never_again_as_the_newest() {
+        let mut moved = Moved::default();
+        check(&mut moved, &[on(1, 1, 1, 10)]);
+        assert_eq!(check(&mut moved, &[on(1, 1, 1, 11), on(2, 2, 2, 1)]), None, "a takeover in a partition");
+        assert_eq!(check(&mut moved, &[on(1, 1, 1, 12), on(2, 2, 2, 2)]), None);
+        assert!(check(&mut moved, &[on(1, 3, 1, 12)]).unwrap().contains("on a disk of epoch 1; it had one of epoch 2"));
+    }
+}
