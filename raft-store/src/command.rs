@@ -534,6 +534,13 @@ pub enum OutcomeV1 {
     },
     /// The object is gone.
     Removed,
+    /// A move has begun.
+    Moving {
+        /// The move: another one than was asked for when its request is known by its key.
+        id: MoveId,
+        /// The source's epoch.
+        epoch: u64,
+    },
 }
 /// Current version of an outcome.
 pub type Outcome = OutcomeV1;

@@ -37,6 +37,9 @@ fn a_follower_that_cannot_hear_the_leader_writes_through_another() {
 /// Between two readings of clocks at one moment of a test.
 const ROUNDING: Duration = Duration::from_millis(50);
 
+/// Kind of the request that has a lease renewed through another.
+const RELAY_RENEW: fabric::rpc::Kind = 112;
+
 #[test]
 fn a_lease_is_renewed_through_another_and_counts_from_the_first_asking() {
     run(async {
@@ -44,7 +47,7 @@ fn a_lease_is_renewed_through_another_and_counts_from_the_first_asking() {
         let leader = cluster.leader().await;
         let deaf = (leader + 1) % 3;
         let renew = async |host: usize| {
-            // A try that goes through a worker is refused: the next one goes through another member.
+            // Who knows no leader may ask the very one that does not answer it through itself.
             for _ in 0..6 {
                 let begun = Instant::now();
                 if let Ok(renewal) = cluster.ledger(host).renew_lease().await {
@@ -68,6 +71,8 @@ fn a_lease_is_renewed_through_another_and_counts_from_the_first_asking() {
             cluster.net.heal();
         }
         assert_eq!(cluster.ledger(leader).status().part, Part::Leader);
+        // Nobody tries it through the worker, which hears no leader and is believed by none.
+        assert!(!cluster.net.called.lock().unwrap().contains(&(id_of(4), RELAY_RENEW)));
     });
 }
 

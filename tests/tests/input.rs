@@ -129,6 +129,15 @@ fn what_cannot_be_is_refused_by_name_and_with_a_next_step() {
     let long = http::ask(&socket, "POST", "/v1/tenants", &[&key], r#"{"name":"k"}"#);
     assert_eq!(long.status, 422, "{long:?}");
     assert_eq!(cluster.cli(0, &["tenant", "list", "-o", "name"]).ok().stdout, "default\n", "none of it was done");
+    // A token whose answer was lost cannot be told again.
+    let make = || http::ask(&socket, "POST", "/v1/tokens", &["Idempotency-Key: once"], "{}");
+    assert_eq!(make().status, 201);
+    let again = make();
+    assert!(
+        again.status == 409 && again.json()["hint"].as_str().is_some_and(|hint| hint.contains("revoke")),
+        "{again:?}"
+    );
+    assert_eq!(cluster.cli(0, &["token", "list", "-o", "name"]).ok().stdout.lines().count(), 1);
     assert_eq!(cluster.expect_running_once(0, "one"), 0);
     assert!(!cluster.log(0).contains("panicked"));
 }

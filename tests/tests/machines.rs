@@ -156,6 +156,88 @@ fn a_moved_machine_goes_on_and_its_disk_crosses_the_link() {
     cluster.expect_count_past(0, "count", last + 10);
 }
 
+/// Asks for a move with a key, and follows the operation to its end: its id and state.
+fn move_once(cluster: &Cluster, at: usize, key: &str, to: &str) -> (String, String) {
+    let socket = cluster.lab.host(at).admin_socket();
+    let path = "/v1/tenants/default/machines/count/move";
+    let body = format!(r#"{{"to":"{to}"}}"#);
+    let begun = http::ask(&socket, "POST", path, &[&format!("Idempotency-Key: {key}")], &body);
+    assert_eq!(begun.status, 202, "{begun:?}");
+    let id = begun.json()["id"].as_str().expect("an operation has an id").to_owned();
+    let state = || {
+        let seen: serde_json::Value =
+            serde_json::from_str(&http::get(&socket, &format!("/v1/operations/{id}"))?).ok()?;
+        let state = seen["state"].as_str()?.to_owned();
+        (state != "running").then_some(state)
+    };
+    let (state, _) = poll::until("the operation ends", Duration::from_secs(60), state);
+    (id, state)
+}
+
+#[test]
+#[ignore = "needs root and namespaces"]
+fn a_move_that_is_asked_for_again_anywhere_moves_the_machine_once() {
+    let mut cluster = Cluster::of(3, "mvkey");
+    cluster.pack(0);
+    let made = cluster.create(0, "count", &[], COUNT);
+    let from = owner(&made).unwrap();
+    let to = cluster.other_than(&[from]);
+    let third = cluster.other_than(&[from, to]);
+    let (there, back) = (format!("n{}", to + 1), format!("n{}", from + 1));
+    let epoch = |cluster: &Cluster| cluster.inspect(to, "count").unwrap()["placement"]["epoch"].as_u64().unwrap();
+    let before = epoch(&cluster);
+    let done = "done".to_owned();
+    let (first, state) = move_once(&cluster, third, "k", &there);
+    assert_eq!(state, done);
+    // Its old owner and its new one, where it is by now.
+    for at in [from, to] {
+        assert_eq!(move_once(&cluster, at, "k", &there).1, done);
+    }
+    assert_eq!(move_once(&cluster, third, "k", &there).0, first, "who was asked remembers");
+    cluster.kill_daemon(third);
+    cluster.start(third);
+    cluster.wait_ready(third);
+    let (second, state) = move_once(&cluster, third, "k", &there);
+    assert_eq!(state, done);
+    assert_ne!(second, first, "the operation of before the restart is gone");
+    assert_eq!(epoch(&cluster), before + 1);
+    assert_eq!(cluster.expect_running_once(third, "count"), to);
+    // Another request is another move, and the first one is not done again for it.
+    let another = ["machine", "move", "count", "--to", &there, "--idempotency-key", "l"];
+    cluster.cli(third, &another).expect(5, &["already"]);
+    cluster.cli(from, &["machine", "move", "count", "--to", &back, "--wait", "--idempotency-key", "m"]).ok();
+    cluster.cli(to, &["machine", "move", "count", "--to", &there, "--wait", "--idempotency-key", "k"]).ok();
+    assert_eq!((epoch(&cluster), cluster.expect_running_once(to, "count")), (before + 2, from));
+}
+
+#[test]
+#[ignore = "needs root and namespaces"]
+fn a_move_whose_asked_daemon_dies_is_followed_elsewhere() {
+    let mut cluster = Cluster::of(3, "mvfol");
+    cluster.pack(0);
+    let made = cluster.create(0, "count", &[], COUNT);
+    let from = owner(&made).unwrap();
+    let to = cluster.other_than(&[from]);
+    let third = cluster.other_than(&[from, to]);
+    cluster.exec(0, "count", &["/bin/dd", "if=/dev/urandom", "of=/blob", "bs=1048576", "count=64"]).ok();
+    let there = format!("n{}", to + 1);
+    let before = made["placement"]["epoch"].as_u64().unwrap();
+    cluster.cli(third, &["machine", "move", "count", "--to", &there, "--idempotency-key", "k"]).ok();
+    let moving =
+        |machine: &serde_json::Value| machine["placement"]["moving_to"].is_string() || owner(machine) == Some(to);
+    cluster.wait_machine(from, "count", "is being moved", Duration::from_secs(20), moving);
+    cluster.kill_daemon(third);
+    for at in [from, to] {
+        assert_eq!(move_once(&cluster, at, "k", &there).1, "done");
+    }
+    let placement = &cluster.inspect(from, "count").unwrap()["placement"];
+    assert_eq!((placement["epoch"].as_u64(), placement["node"].as_str()), (Some(before + 1), Some(&*there)));
+    cluster.start(third);
+    cluster.wait_ready(third);
+    assert_eq!(move_once(&cluster, third, "k", &there).1, "done");
+    assert_eq!(cluster.expect_running_once(third, "count"), to);
+}
+
 #[test]
 #[ignore = "needs root and namespaces"]
 fn a_drained_node_is_empty_until_it_is_uncordoned() {

@@ -91,6 +91,8 @@ pub struct Client {
     connection: Option<SendRequest<Full<Bytes>>>,
     /// A request without a stream is given up after this.
     pub timeout: Duration,
+    /// The idempotency key of what is written; none draws one for each write.
+    pub idempotency_key: Option<String>,
 }
 
 /// What a request says.
@@ -112,7 +114,7 @@ pub struct Lines {
 impl Client {
     /// A client; nothing is connected yet.
     pub fn new(address: Address, token: Option<String>) -> Self {
-        Client { address, token, tls: None, connection: None, timeout: CLIENT_TIMEOUT }
+        Client { address, token, tls: None, connection: None, timeout: CLIENT_TIMEOUT, idempotency_key: None }
     }
 
     /// Whom an https address may belong to: a node of one of these CAs.
@@ -159,7 +161,7 @@ impl Client {
         if status == 204 { Ok(None) } else { parse(&body).map(Some) }
     }
 
-    /// Writes, with a fresh idempotency key.
+    /// Writes, with an idempotency key.
     ///
     /// # Errors
     /// As [`Client::get`].
@@ -181,8 +183,10 @@ impl Client {
     }
 
     async fn write<B: Serialize>(&mut self, method: Method, path: &str, body: &B) -> Result<Bytes, Failure> {
-        let key: [u8; 16] = draw(&KernelEntropy as &dyn Entropy);
-        let key: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+        let key = self.idempotency_key.clone().unwrap_or_else(|| {
+            let drawn: [u8; 16] = draw(&KernelEntropy as &dyn Entropy);
+            drawn.iter().map(|byte| format!("{byte:02x}")).collect()
+        });
         let json = serde_json::to_vec(body).map_err(|error| Failure::internal(error.to_string()))?;
         let mut headers = vec![(CONTENT_TYPE, HeaderValue::from_static("application/json"))];
         headers.extend(HeaderValue::from_str(&key).ok().map(|key| (IDEMPOTENCY_KEY, key)));

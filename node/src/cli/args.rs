@@ -9,6 +9,7 @@ use super::error::{CliError, Exit};
 use crate::api::client::Address;
 use crate::api::types::{MachineState, Publish, Restart, Role};
 use crate::config::{NodeArgs, PlaceArgs, Start};
+use crate::limits::IDEMPOTENCY_KEY_BYTES_MAX;
 use crate::units;
 
 /// A cluster fabric without a central controller.
@@ -83,6 +84,17 @@ pub struct Global {
     /// Check everything, change nothing; what cannot be rehearsed (init, join, start, exec, forward, demo) refuses it
     #[arg(long, global = true)]
     pub dry_run: bool,
+    /// Key of what is changed: repeated with it within a day, through any node, nothing is done twice; what changes nothing
+    /// in the cluster refuses it [default: a new one]
+    #[arg(long, global = true, value_name = "KEY", value_parser = idempotency_key)]
+    pub idempotency_key: Option<String>,
+}
+
+fn idempotency_key(text: &str) -> Result<String, String> {
+    let fits =
+        (1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+    fits.then(|| text.to_owned())
+        .ok_or_else(|| format!("a key is 1 to {IDEMPOTENCY_KEY_BYTES_MAX} printable ASCII characters without spaces"))
 }
 
 impl Global {

@@ -28,8 +28,8 @@ use fabric::rpc::BoxFuture;
 
 use crate::config::{NodeOptions, Start};
 
-use args::MachineCommand;
 pub use args::{Cli, Command};
+use args::{ImageCommand, MachineCommand, NodeCommand, TenantCommand, TokenCommand};
 pub use error::{CliError, Exit};
 pub use logfile::{LOG_FILE, LOG_FILE_OLD};
 use session::Session;
@@ -62,6 +62,10 @@ pub fn main(daemon: Daemon) -> ExitCode {
 fn dispatch(cli: Cli, daemon: Daemon) -> Result<u8, CliError> {
     if cli.global.dry_run {
         can_rehearse(&cli.command)?;
+    }
+    if cli.global.idempotency_key.is_some() && !is_known_by_key(&cli.command) {
+        return Err(CliError::new(Exit::Usage, "this command is not known by an --idempotency-key; nothing was done")
+            .hint("without it the command may be repeated as it is"));
     }
     match cli.command {
         Command::Init(init) => daemon::run(&cli.global, init.into_node(), daemon).map(|()| 0),
@@ -98,6 +102,21 @@ fn can_rehearse(command: &Command) -> Result<(), CliError> {
     };
     Err(CliError::new(Exit::Usage, format!("smartnode {name} has no dry run; nothing was done"))
         .hint(format!("without --dry-run it is done; what it does: smartnode {name} --help")))
+}
+
+/// Whether a command is one request to the ledger, which knows it by its key when it comes again.
+fn is_known_by_key(command: &Command) -> bool {
+    match command {
+        Command::Token(command) => !matches!(command, TokenCommand::List(_)),
+        Command::Tenant(command) => !matches!(command, TenantCommand::List(_) | TenantCommand::Inspect { .. }),
+        Command::Node(command) => !matches!(command, NodeCommand::List(_) | NodeCommand::Inspect(_)),
+        Command::Image(command) => !matches!(command, ImageCommand::List(_)),
+        Command::Machine(command) => {
+            use MachineCommand::*;
+            matches!(command, Create(_) | Start(_) | Stop(_) | Restart(_) | Delete(_) | Move { .. })
+        }
+        _ => false,
+    }
 }
 
 /// Runs on this thread.

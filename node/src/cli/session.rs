@@ -105,13 +105,14 @@ impl Session {
             None if matches!(address, Address::Tls(_)) => None,
             None => own_token(&data_dir),
         };
-        let client = match &address {
+        let mut client = match &address {
             Address::Tls(_) => {
                 let cas = cas(global.ca.as_deref(), &data_dir)?;
                 Client::new(address, token).trusting(cas)
             }
             _ => Client::new(address, token),
         };
+        client.idempotency_key.clone_from(&global.idempotency_key);
         Ok(Session { client, global })
     }
 

@@ -48,7 +48,7 @@ fn every_verb_of_this_version_is_there_and_no_later_one() {
         "machine exec web -- cat -n",
         "machine logs web --follow --tail 10",
         "machine forward web 8080:80",
-        "machine move web --to n2 --wait",
+        "machine move web --to n2 --wait --idempotency-key move-1",
         "image from-host tools /bin/sh /bin/cat",
         "image list --tenant acme",
         "image delete tools",
@@ -104,6 +104,8 @@ fn a_wrong_command_line_names_the_value_and_the_rule() {
         ("token create --role king", "voter or worker"),
         ("node list --admin ftp://x", "unix:/path"),
         ("machine forward web 0", "LOCAL:PORT"),
+        ("machine stop web --idempotency-key=", "1 to 255"),
+        ("machine stop web --idempotency-key ü", "1 to 255"),
     ] {
         let error = parse(line).unwrap_err();
         assert!(error.use_stderr() && error.to_string().contains(words), "{line}: {error}");
@@ -129,6 +131,32 @@ fn what_has_no_dry_run_refuses_one() {
 }
 
 #[test]
+fn a_key_is_refused_where_the_ledger_knows_none() {
+    let judge = |line: &str| super::is_known_by_key(&parse(line).unwrap().command);
+    for line in
+        ["node list", "machine logs web", "machine exec web -- true", "stop", "leave", "init", "status", "events"]
+    {
+        assert!(!judge(line), "{line}");
+        let cli = parse(&format!("--idempotency-key k {line}")).unwrap();
+        assert_eq!(super::dispatch(cli, |_, _| unreachable!()).unwrap_err().exit, Exit::Usage, "{line}");
+    }
+    for line in ["token create", "tenant delete t", "node drain n1", "image delete i", "machine restart web"] {
+        assert!(judge(line), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_is_repeated_names_one_request() {
+    let served = Served::new().await;
+    for code in [Exit::Ok, Exit::Ok] {
+        assert_eq!(exit(&served, "machine create web --image http --idempotency-key k1").await, code);
+    }
+    assert_eq!(exit(&served, "machine create web --image http --idempotency-key k2").await, Exit::Conflict);
+    let keys: Vec<_> = served.fake.state.lock().unwrap().writes.iter().map(|write| write.idempotency).collect();
+    assert!(keys[0].is_some() && keys[0] == keys[1] && keys[1] != keys[2], "{keys:?}");
+}
+
+#[test]
 fn global_flags_may_stand_anywhere() {
     let cli = parse("node drain n1 --admin http://127.0.0.1:7421 -q --wait").unwrap();
     assert!(cli.global.quiet && cli.global.wait);
@@ -149,7 +177,9 @@ async fn run(served: &Served, line: &str) -> Result<u8, CliError> {
     cli.global.admin.get_or_insert(crate::api::client::Address::Unix(served.socket()));
     let mut session = Session::new(cli.global)?;
     if !line.contains("--admin") {
+        let key = session.client.idempotency_key.take();
         session.client = served.root();
+        session.client.idempotency_key = key;
     }
     client(session, cli.command).await
 }

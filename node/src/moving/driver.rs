@@ -3,21 +3,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use fabric::ids::{MachineId, MoveId, NodeId};
-use fabric::model::MachineRecord;
+use fabric::ids::{IdempotencyKey, MachineId, MoveId, NodeId};
+use fabric::model::{MachineRecord, Name};
 use fabric::records;
 use fabric::rpc::{CallError, Refusal};
 use fabric::seams::draw;
 use fabric::transport::{Class, StreamRequest};
 use fabric::wire;
 use raft_store::codes;
-use raft_store::command::Command;
+use raft_store::command::{Command, Outcome};
+use raft_store::state::State;
 use rkyv::{Archive, Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 
 use super::marker::MarkerV1;
-use super::{Verdict, verdict};
-use crate::api::failure::Failure;
+use super::{Verdict, repeated, verdict};
+use crate::api::failure::{self, Failure};
 use crate::node::admission::{Late, started};
 use crate::node::asks::{self, LAYER, MOVE};
 use crate::node::context::{Context, DOUBT};
@@ -35,11 +36,14 @@ const READY_TIMEOUT: Duration = Duration::from_secs(300);
 /// SIGTERM to SIGKILL of a machine that moves.
 const GRACE: Duration = Duration::from_secs(10);
 /// How long the source waits to see the machine run at its destination before it says so.
-const RUNNING_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const RUNNING_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often reservations that nobody uses are looked for.
 const RESERVATIONS_LOOK: Duration = Duration::from_secs(2);
 /// A move waits so long for what the reconciler does with its machine.
 const ACTION_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why a move that ends with ABORT has failed.
+pub(super) const GIVEN_UP: &str = "the move was given up; the machine stays where it was";
 
 /// Header of a stream that asks the owner to move a machine.
 #[derive(Archive, Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
@@ -48,6 +52,8 @@ pub struct MoveAskV1 {
     pub machine: MachineId,
     /// Its destination.
     pub to: NodeId,
+    /// The client's key in its scope, so that the ledger knows the request when it comes again.
+    pub key: Option<IdempotencyKey>,
 }
 
 /// What the owner tells on that stream.
@@ -65,7 +71,7 @@ pub struct MoveNewsV1 {
 
 records!(MoveAskV1 = (372, 1), MoveNewsV1 = (373, 1));
 
-/// Moves a machine whose owner may be this node or another.
+/// Moves a machine whose owner may be this node or another; once however often, if its client's request has a key.
 ///
 /// # Errors
 /// When the move was given up: the machine is where it was then, unless the failure says that this is unknown.
@@ -73,16 +79,44 @@ pub async fn from_anywhere(
     context: &Arc<Context>,
     record: &MachineRecord,
     to: NodeId,
+    key: Option<IdempotencyKey>,
     progress: &Progress,
 ) -> Result<(), Failure> {
     let Some(placement) = record.placement else {
         return Err(Failure::new("not-placed", format!("machine {} is on no node", record.name)));
     };
-    if placement.node == context.me {
-        return run(context, record, to, progress).await;
+    let end = if placement.node == context.me {
+        Ok(run(context, record, to, key, progress).await)
+    } else {
+        ask(context, placement.node, record, MoveAskV1 { machine: record.id, to, key }, progress).await
+    };
+    let (failed, told) = match end {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(failure)) => (failure, true),
+        Err(failure) => (failure, false),
+    };
+    // The same request may have come through another node at the same time; and what nobody told, the ledger knows.
+    match key {
+        Some(key) if !told || failed.class == failure::Class::Conflict => {
+            let known = repeated::end(context, record, key, progress).await;
+            known.filter(|end| end.is_ok() || !told).unwrap_or(Err(failed))
+        }
+        _ => Err(failed),
     }
-    let header = wire::encode(&MoveAskV1 { machine: record.id, to });
-    let mut stream = context.transport.open(placement.node, Class::Bulk, MOVE, header, OPEN_TIMEOUT).await?;
+}
+
+/// Asks the owner, and gives the end of the move as it tells it.
+///
+/// # Errors
+/// When it did not tell: how the move ended is not known here.
+async fn ask(
+    context: &Context,
+    owner: NodeId,
+    record: &MachineRecord,
+    ask: MoveAskV1,
+    progress: &Progress,
+) -> Result<Result<(), Failure>, Failure> {
+    let mut stream = context.transport.open(owner, Class::Bulk, MOVE, wire::encode(&ask), OPEN_TIMEOUT).await?;
     loop {
         let news = match serving::read_frame(&mut stream).await {
             Ok(Some(frame)) => {
@@ -96,8 +130,8 @@ pub async fn from_anywhere(
         progress.phase(&news.phase, news.permille);
         news.outage_ms.into_iter().for_each(|outage_ms| progress.predict(outage_ms));
         match news.end {
-            Some(None) => return Ok(()),
-            Some(Some(refusal)) => return Err(refusal.into()),
+            Some(None) => return Ok(Ok(())),
+            Some(Some(refusal)) => return Ok(Err(refusal.into())),
             None => {}
         }
     }
@@ -111,16 +145,16 @@ pub async fn serve(late: Late, request: StreamRequest) {
         let ask: MoveAskV1 = asks::read(&request.header)?;
         let record = owned(&context, ask.machine).await?;
         let progress = context.operations.begin("move", Some(record.tenant.clone()), record.name.as_str())?;
-        Ok::<_, Refusal>((context, record, ask.to, progress))
+        Ok::<_, Refusal>((context, record, ask, progress))
     };
-    let (context, record, to, progress) = match prepared.await {
+    let (context, record, ask, progress) = match prepared.await {
         Ok(prepared) => prepared,
         Err(refusal) => return request.refuse(refusal).await,
     };
     let Ok(mut stream) = request.accept().await else { return };
     let mut steps = context.operations.watch();
     let end = {
-        let moving = run(&context, &record, to, &progress);
+        let moving = run(&context, &record, ask.to, ask.key, &progress);
         tokio::pin!(moving);
         loop {
             tokio::select! {
@@ -153,6 +187,11 @@ async fn owned(context: &Context, machine: MachineId) -> Result<MachineRecord, R
     find().ok_or_else(|| Refusal::new("not-found", "there is no such machine here"))
 }
 
+pub(super) fn unknown_end(name: &Name) -> Failure {
+    Failure::new("not-ready", "this node stops: how the move ended is unknown")
+        .hint(format!("smartnode machine inspect {name}"))
+}
+
 async fn tell(
     stream: &mut fabric::transport::Stream,
     progress: &Progress,
@@ -165,18 +204,26 @@ async fn tell(
 }
 
 /// Moves a machine that this node owns.
-async fn run(context: &Arc<Context>, record: &MachineRecord, to: NodeId, progress: &Progress) -> Result<(), Failure> {
+async fn run(
+    context: &Arc<Context>,
+    record: &MachineRecord,
+    to: NodeId,
+    key: Option<IdempotencyKey>,
+    progress: &Progress,
+) -> Result<(), Failure> {
     progress.phase("preflight", 20);
     let Some(placement) = record.placement.filter(|placement| placement.node == context.me) else {
         return Err(Failure::new("conflict", "the machine has left this node").hint("look where it is, and try again"));
     };
     let Some(held) = context.held.wait_for_move(record.id, ACTION_PATIENCE).await else {
-        return Err(Failure::new("moving", format!("machine {} is being moved or started already", record.name)));
+        return Err(Failure::new(codes::MOVING, format!("machine {} is being moved or started already", record.name)));
     };
     let marker = MarkerV1 { machine: record.id, id: MoveId(draw(&*context.seams.entropy)), epoch: placement.epoch };
     progress.phase("reserve", 50);
     let begin = Command::MoveBegin { machine: record.id, from_epoch: placement.epoch, id: marker.id, to };
-    context.submit(begin).await?;
+    if context.propose_once(key, begin).await?.outcome != (Outcome::Moving { id: marker.id, epoch: marker.epoch }) {
+        return Err(Failure::new(codes::MOVING, format!("the move of {} was begun by the same request", record.name)));
+    }
     let mut open = Undecided { context: context.clone(), marker, held: Some(held), switching: false };
     let brought = async {
         bring(context, record, marker, to, progress).await?;
@@ -193,7 +240,7 @@ async fn run(context: &Arc<Context>, record: &MachineRecord, to: NodeId, progres
     }
     open.switching = true;
     let switch = Command::MoveSwitch { machine: record.id, id: marker.id, from_epoch: placement.epoch };
-    let decided = match context.propose(switch).await {
+    let decided = match context.propose_once(key, switch).await {
         Ok(applied) => {
             moved_away(context, marker);
             Some((Verdict::Switched, applied.index))
@@ -209,9 +256,8 @@ async fn run(context: &Arc<Context>, record: &MachineRecord, to: NodeId, progres
             progress.phase("starting there", 950);
             wait_running(context, record).await
         }
-        Some(_) => Err(Failure::new("aborted", "the move was given up; the machine stays where it was")),
-        None => Err(Failure::new("not-ready", "this node stops: how the move ended is unknown")
-            .hint(format!("smartnode machine inspect {}", record.name))),
+        Some(_) => Err(Failure::new("aborted", GIVEN_UP)),
+        None => Err(unknown_end(&record.name)),
     }
 }
 
@@ -377,24 +423,27 @@ async fn hand_back(context: &Context, marker: MarkerV1, held: HeldGuard, decided
 }
 
 async fn wait_running(context: &Context, record: &MachineRecord) -> Result<(), Failure> {
+    let confirmed = |state: &State| match state.machines.get(&record.id) {
+        None => true,
+        Some(now) => now.placement.is_some_and(|placement| placement.node != context.me && placement.confirmed),
+    };
+    let waited = tokio::time::timeout(RUNNING_TIMEOUT, until(context, confirmed)).await;
+    waited.map_err(|_| not_running_yet(&record.name))
+}
+
+pub(super) fn not_running_yet(name: &Name) -> Failure {
+    Failure::timeout("the destination", RUNNING_TIMEOUT)
+        .hint(format!("it owns the machine now: smartnode machine inspect {name}"))
+}
+
+/// Returns once the ledger is so.
+pub(super) async fn until(context: &Context, is_so: impl Fn(&State) -> bool) {
     let mut changed = context.ledger.changed();
-    let confirmed = || {
-        context.ledger.read(|state| match state.machines.get(&record.id) {
-            None => true,
-            Some(now) => now.placement.is_some_and(|placement| placement.node != context.me && placement.confirmed),
-        })
-    };
-    let wait = async {
-        while !confirmed() {
-            if changed.changed().await.is_err() {
-                return;
-            }
+    while !context.ledger.read(&is_so) {
+        if changed.changed().await.is_err() {
+            return;
         }
-    };
-    tokio::time::timeout(RUNNING_TIMEOUT, wait).await.map_err(|_| {
-        Failure::timeout("the destination", RUNNING_TIMEOUT)
-            .hint(format!("it owns the machine now: smartnode machine inspect {}", record.name))
-    })
+    }
 }
 
 /// After a start of the daemon: takes the machines with an undecided move from the reconciler and learns their verdicts.

@@ -10,6 +10,7 @@
 pub mod driver;
 pub mod incoming;
 pub mod marker;
+pub mod repeated;
 
 use fabric::ids::{MoveId, NodeId};
 use fabric::model::MachineRecord;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use fabric::events::Events;
 use fabric::gossip::{Gossip, States};
 use fabric::identity::{Credentials, SharedTrust};
-use fabric::ids::{ClusterId, Digest, MachineId, NodeId};
+use fabric::ids::{ClusterId, Digest, IdempotencyKey, MachineId, NodeId};
 use fabric::limits::CALL_TIMEOUT;
 use fabric::membership::Membership;
 use fabric::model::{Capacity, MachineRecord, Name, Role};
@@ -141,7 +141,16 @@ impl Context {
     /// # Errors
     /// The same.
     pub async fn propose(&self, command: Command) -> Result<Applied, Failure> {
-        let applied = self.ledger.write(Actor::fabric(self.me), None, command).await?;
+        self.propose_once(None, command).await
+    }
+
+    /// [`Context::propose`] for a client whose request may come again: with a key that is known it is not done again, and
+    /// the outcome is that of before.
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn propose_once(&self, key: Option<IdempotencyKey>, command: Command) -> Result<Applied, Failure> {
+        let applied = self.ledger.write(Actor::fabric(self.me), key, command).await?;
         self.caught_up(applied.index).await;
         Ok(applied)
     }

@@ -31,7 +31,7 @@ struct Entry {
 }
 
 /// A client's request with an `Idempotency-Key`: repeated, it gets the operation that it began the first time, for as long
-/// as that is remembered here.
+/// as that is remembered here. Elsewhere and later the ledger knows it (`moving::repeated`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Request {
     /// The key in its client's scope.
@@ -93,7 +93,8 @@ impl Operations {
         self.enter(&mut self.entries(), kind, tenant, subject, None)
     }
 
-    /// The same for a request that a client may repeat: one and the same operation however often it does.
+    /// The same for a request that a client may repeat: one and the same operation however often it does, unless that has
+    /// failed. Whoever lets it be tried again answers for that nothing is done twice; the new one stands for it then.
     ///
     /// # Errors
     /// The same, and `key-reused` when the key came with another request.
@@ -106,7 +107,10 @@ impl Operations {
     ) -> Result<Begun, Refusal> {
         let mut entries = self.entries();
         if let Some(known) = repeated(&entries, request)? {
-            return Ok(Begun::Known(Box::new(known)));
+            if known.state != OperationState::Failed {
+                return Ok(Begun::Known(Box::new(known)));
+            }
+            entries.get_mut(&known.id).into_iter().for_each(|entry| entry.request = None);
         }
         self.enter(&mut entries, kind, tenant, subject, request).map(Begun::New)
     }
@@ -297,6 +301,24 @@ mod tests {
         assert_eq!(begin(request("root@n1", "n3")).unwrap_err().code, codes::KEY_REUSED);
         assert!(matches!(begin(request("root@n2", "n3")), Ok(Begun::New(_))), "another client's key");
         assert!(matches!(begin(None), Ok(Begun::New(_))));
+    }
+
+    #[test]
+    fn a_request_that_failed_is_tried_again_by_one_operation() {
+        let operations = operations();
+        let request = Some(Request::new("root@n1", IdempotencyKey([7; 16]), &["default", "m", "n2"]));
+        let begin = || match operations.begin_once(request, "move", None, "m").unwrap() {
+            Begun::New(progress) => progress,
+            Begun::Known(view) => panic!("{view:?}"),
+        };
+        begin().failed(Refusal::new("unreachable", "its owner does not answer"));
+        let known = || operations.repeated(request).unwrap().unwrap();
+        assert_eq!(known().state, OperationState::Failed);
+        let second = begin();
+        assert_eq!((known().id, known().state), (second.id(), OperationState::Running));
+        assert!(matches!(operations.begin_once(request, "move", None, "m"), Ok(Begun::Known(_))));
+        second.done();
+        assert_eq!(known().state, OperationState::Done);
     }
 
     #[test]

@@ -206,6 +206,18 @@ impl Inner {
         }
     }
 
+    /// The members but this node, by the newer of what it was told as a spare and of its own log.
+    pub(super) fn members_known(&self) -> Vec<NodeId> {
+        let view = self.view.borrow().clone();
+        let mut members: Vec<NodeId> = if view.at > self.shared.read().at() {
+            view.members.iter().map(|member| member.node).collect()
+        } else {
+            self.server_metrics().membership_config.nodes().map(|(member, _)| member.0).collect()
+        };
+        members.retain(|node| *node != self.me);
+        members
+    }
+
     /// Whom a spare asks, those that were told to be members first.
     pub(super) fn sources(&self) -> Vec<NodeId> {
         let mut sources: Vec<NodeId> = self.view.borrow().members.iter().map(|member| member.node).collect();

@@ -324,10 +324,12 @@ impl Inner {
         Ok(answer.answers)
     }
 
-    /// A member to go through to the leader, another one each time.
+    /// A member to go through to the leader, another one each time. Who is none hears no leader, and a worker is believed by
+    /// no leader: they are gone through only while no member is known.
     pub(super) fn relay(&self, leader: NodeId) -> Option<NodeId> {
         let alive = self.surroundings.alive();
-        let mut relays = self.sources();
+        let members = self.members_known();
+        let mut relays = if members.is_empty() { self.sources() } else { members };
         relays.retain(|node| *node != leader && alive.contains(node));
         // Whoever asks around takes a turn in between.
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) / 2;

@@ -9,7 +9,7 @@ use fabric::rpc::Refusal;
 
 use super::{AuditEntry, IdempotencyRecord, State, clip};
 use crate::codes;
-use crate::command::{Answer, Command, CommandV1, Envelope, Outcome, PlaceResult};
+use crate::command::{Actor, Answer, Command, CommandV1, Envelope, Outcome, PlaceResult};
 use crate::limits::{PRUNED_PER_ENTRY_MAX, SUBJECT_BYTES_MAX};
 
 /// Recognises a repeated request: verb and subject, since the ids in it may be drawn anew.
@@ -38,37 +38,62 @@ fn word_of(result: &Result<Outcome, Refusal>) -> String {
     code.map_or_else(|| "ok".into(), String::clone)
 }
 
+/// A key within a scope.
+fn within(scope: [&[u8]; 3], key: IdempotencyKey) -> IdempotencyKey {
+    let mut hash = blake3::Hasher::new();
+    for part in scope {
+        hash.update(&(part.len() as u64).to_le_bytes()).update(part);
+    }
+    hash.update(&key.0);
+    let mut out = [0; 16];
+    out.copy_from_slice(&hash.finalize().as_bytes()[..16]);
+    IdempotencyKey(out)
+}
+
+/// The key of a move's step, the same whoever owns the machine.
+pub(super) fn move_key(verb: &str, machine: MachineId, key: IdempotencyKey) -> IdempotencyKey {
+    within([b"machine", &machine.0, verb.as_bytes()], key)
+}
+
 /// Whose, and which.
 type Subject = (Option<Name>, String);
 
 impl State {
+    /// A key in its actor's scope. A move is proposed by its source in its client's name, with a key that is in the client's
+    /// scope already, and the next owner proposes it when it is asked for again: that key is the machine's, for its owners.
+    fn scoped(&self, envelope: &Envelope, key: IdempotencyKey) -> IdempotencyKey {
+        use CommandV1::{MoveBegin, MoveSwitch};
+        match &envelope.command {
+            MoveBegin { machine, .. } | MoveSwitch { machine, .. }
+                if self.index.holds(envelope.actor.node, *machine) =>
+            {
+                move_key(envelope.command.verb(), *machine, key)
+            }
+            _ => self.client_key(&envelope.actor, key),
+        }
+    }
+
     /// Keys are the clients' own, so one client's key must not answer another's request. Operators are one client, at
     /// whichever voter they ask: who repeats a request elsewhere, since the first node died, must not do it twice.
     /// What a worker calls itself is its own word, so its keys are bound to the node.
-    fn scoped(&self, envelope: &Envelope, key: IdempotencyKey) -> IdempotencyKey {
-        let actor = &envelope.actor;
+    pub fn client_key(&self, actor: &Actor, key: IdempotencyKey) -> IdempotencyKey {
         let role = self.nodes.get(&actor.node).map(|node| node.role);
         let client: [&[u8]; 3] = match (role, &actor.tenant) {
             (Some(Role::Voter), None) => [b"operator", b"", b""],
             (Some(Role::Voter), Some(tenant)) => [b"tenant", tenant.as_str().as_bytes(), actor.subject.as_bytes()],
             _ => [b"node", &actor.node.0, actor.subject.as_bytes()],
         };
-        let mut hash = blake3::Hasher::new();
-        for part in client {
-            hash.update(&(part.len() as u64).to_le_bytes()).update(part);
-        }
-        hash.update(&key.0);
-        let mut out = [0; 16];
-        out.copy_from_slice(&hash.finalize().as_bytes()[..16]);
-        IdempotencyKey(out)
+        within(client, key)
+    }
+
+    /// What a request with this key was answered, unless that was too long ago.
+    pub(super) fn answered(&self, key: IdempotencyKey) -> Option<&IdempotencyRecord> {
+        self.idempotency.get(&key).map(|record| &**record).filter(|record| !self.expired(record))
     }
 
     /// The answer that a request with this key had before.
     pub(super) fn remembered(&self, envelope: &Envelope) -> Option<Result<Outcome, Refusal>> {
-        let record = self.idempotency.get(&self.scoped(envelope, envelope.idempotency?))?;
-        if self.expired(record) {
-            return None;
-        }
+        let record = self.answered(self.scoped(envelope, envelope.idempotency?))?;
         if record.request == fingerprint(envelope) {
             return Some(record.answer.clone().into());
         }

@@ -28,6 +28,7 @@ use fabric::model::{Capacity, ImageRecord, MachineRecord, Name, NodeRecord, Tena
 use fabric::rpc::Refusal;
 
 pub use claims::{NodeClaims, Usage};
+pub use moving::KeyedMove;
 pub use placing::unsettled;
 pub use records::*;
 pub use words::{bytes as words_of_bytes, cores as words_of_cores};

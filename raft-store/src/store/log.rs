@@ -516,8 +516,8 @@ impl Writer {
     }
 }
 
-/// Runs what blocks. Where there are several threads, the others take over this one's tasks meanwhile; the simulator
-/// has one, and time stands still there.
+/// Runs what waits for the disk, or for whoever writes to it. Where there are several threads, another one takes over this
+/// worker's tasks meanwhile; the simulator has one, and time stands still there.
 pub(super) fn in_place<T>(blocking: impl FnOnce() -> T) -> T {
     match Handle::current().runtime_flavor() {
         RuntimeFlavor::MultiThread => tokio::task::block_in_place(blocking),
@@ -598,7 +598,7 @@ impl RaftLogStorage<TC> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
-        self.checked(self.store.save_vote_synced(vote))
+        self.checked(in_place(|| self.store.save_vote_synced(vote)))
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
@@ -616,17 +616,17 @@ impl RaftLogStorage<TC> for LogStore {
         I::IntoIter: OptionalSend,
     {
         if self.checked(self.store.enqueue(entries.into_iter().collect(), callback))? {
-            return self.checked(self.store.flush());
+            return self.checked(in_place(|| self.store.flush()));
         }
         self.wake.up();
         Ok(())
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> io::Result<()> {
-        self.checked(self.store.truncate(last_log_id))
+        self.checked(in_place(|| self.store.truncate(last_log_id)))
     }
 
     async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
-        self.checked(self.store.purge_up_to(log_id))
+        self.checked(in_place(|| self.store.purge_up_to(log_id)))
     }
 }

@@ -10,7 +10,7 @@ use super::suite::disk::MemoryDisk;
 use super::{LogStore, Store};
 use crate::codec::VoteV1;
 use crate::store::machine::Halt;
-use crate::types::{Entry, Proposal, TC, Vote, log_id};
+use crate::types::{Entry, Proposal, SnapshotData, SnapshotMeta, TC, Vote, log_id};
 
 type Told = OneshotReceiverOf<TC, std::io::Result<()>>;
 
@@ -159,4 +159,43 @@ fn purged_entries_are_gone_at_once_and_leave_the_disk_in_pieces() {
         }
         assert_eq!(on_disk(&store), 1 + pieces);
     });
+}
+
+/// A write of the log or of a snapshot, and what it is.
+type Write = (&'static str, futures_util::future::BoxFuture<'static, ()>);
+
+fn writes(store: &Store, log: &LogStore) -> Vec<Write> {
+    let of = |log: &LogStore| log.clone();
+    let (mut voting, mut truncating, mut purging, mut appending) = (of(log), of(log), of(log), of(log));
+    let store = store.clone();
+    let vote = Vote::from(VoteV1 { term: 3, node: Default::default(), committed: false });
+    let meta = SnapshotMeta { last_log_id: Some(log_id(1, 0)), ..SnapshotMeta::default() };
+    let too_much = (1..4).map(|index| entry(index, crate::tuning::LOG_QUEUE_BYTES / 3)).collect();
+    vec![
+        ("a vote", async move { voting.save_vote(&vote).await.unwrap() }.boxed()),
+        ("a truncation", async move { truncating.truncate_after(Some(log_id(1, 0))).await.unwrap() }.boxed()),
+        ("a purge", async move { purging.purge(log_id(1, 0)).await.unwrap() }.boxed()),
+        ("a queue that is too long", async move { append(&mut appending, too_much).await.0.unwrap() }.boxed()),
+        ("a snapshot", async move { store.write_snapshot(&meta, SnapshotData::default()).await.unwrap() }.boxed()),
+    ]
+}
+
+#[test]
+fn other_tasks_go_on_while_something_waits_for_the_disk() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
+    let _here = runtime.enter();
+    let (store, mut log, _) = open(&MemoryDisk::new(8));
+    runtime.block_on(async { append(&mut log, vec![entry(0, 50)]).await.1.await.unwrap().unwrap() });
+    for (what, write) in writes(&store, &log) {
+        // Somebody writes: whatever is to be written waits for it.
+        let writing = store.journal();
+        let waiting = runtime.spawn(write);
+        // One worker, which takes what is spawned in turn.
+        let (tell, told) = std::sync::mpsc::channel();
+        runtime.spawn(async move { tell.send(()).unwrap() });
+        told.recv_timeout(std::time::Duration::from_secs(10)).unwrap_or_else(|_| panic!("{what} holds the worker"));
+        assert!(!waiting.is_finished(), "{what} did not wait");
+        drop(writing);
+        runtime.block_on(waiting).unwrap();
+    }
 }

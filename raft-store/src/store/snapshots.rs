@@ -107,7 +107,7 @@ impl Store {
             tokio::task::yield_now().await;
         }
         let head = SnapshotHeadV1 { generation, chunks: count, digest, meta: SnapshotMetaV1::from(meta) };
-        self.switch_snapshot(&head)
+        in_place(|| self.switch_snapshot(&head))
     }
 
     fn switch_snapshot(&self, head: &SnapshotHeadV1) -> Result<(), StoreError> {

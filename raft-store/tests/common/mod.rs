@@ -58,6 +58,8 @@ pub struct Net {
     cut: Mutex<BTreeSet<(NodeId, NodeId)>>,
     /// Calls of a kind that a node makes in vain.
     pub muted: Mutex<BTreeSet<(NodeId, Kind)>>,
+    /// Who was called with which kind.
+    pub called: Mutex<BTreeSet<(NodeId, Kind)>>,
     /// Bytes of calls by kind.
     pub traffic: Mutex<BTreeMap<Kind, (u64, u64)>>,
 }
@@ -104,6 +106,7 @@ impl Rpc for Link {
             let Some(router) = self.net.route(self.me, to).filter(|_| !muted) else {
                 return std::future::pending().await;
             };
+            self.net.called.lock().unwrap().insert((to, kind));
             {
                 let mut traffic = self.net.traffic.lock().unwrap();
                 let count = traffic.entry(kind).or_default();

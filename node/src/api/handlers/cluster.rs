@@ -103,9 +103,9 @@ pub async fn list_tokens(State(shared): State<Shared>, read: Read, query: Query)
     Ok(Json(List::of(page, |token| token.id.to_string())))
 }
 
-/// Make a join token. Its secret is in this answer only.
+/// Make a join token. Its secret is in this answer only: a repeated `Idempotency-Key` makes no other token and is refused.
 #[utoipa::path(post, path = "/v1/tokens", tag = "tokens", request_body = CreateToken, params(WriteParams),
-    responses((status = 201, body = NewTokenAnswer), (status = 422, body = Problem)))]
+    responses((status = 201, body = NewTokenAnswer), (status = 409, body = Problem), (status = 422, body = Problem)))]
 pub async fn create_token(
     State(shared): State<Shared>,
     write: Write,

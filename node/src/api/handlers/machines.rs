@@ -172,7 +172,9 @@ pub async fn restart(
 
 /// Move a machine to another node.
 ///
-/// A repeated `Idempotency-Key` gets the operation that it began, from the node that was asked, while that remembers it.
+/// A repeated `Idempotency-Key` moves nothing again, through whichever node it comes, also when the machine is where it was
+/// to go by then. It gets the operation that it began, or, where that is not known any more, one that ends as the move does.
+/// What failed before its move had begun is tried again.
 #[utoipa::path(post, path = "/v1/tenants/{tenant}/machines/{name}/move", tag = "machines",
     request_body = MoveMachine, params(WriteParams, ("tenant" = String, Path), ("name" = String, Path)),
     responses((status = 202, body = Operation), (status = 409, body = Problem), (status = 412, body = Problem)))]

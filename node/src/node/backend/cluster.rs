@@ -6,7 +6,8 @@ use fabric::model::{Name, Quota, TenantRecord};
 use fabric::rpc::Refusal;
 use fabric::seams::draw;
 use fabric::token::JoinToken;
-use raft_store::command::{Command, NodePatch};
+use raft_store::codes;
+use raft_store::command::{Command, NodePatch, Outcome};
 
 use super::{NodeBackend, views};
 use crate::api::backend::*;
@@ -28,9 +29,13 @@ impl NodeBackend {
             uses: new.uses,
             ttl_ms: new.ttl_ms,
         };
-        self.write(write, command).await?;
+        let applied = self.write_at(write, command).await?;
         let now_ms = self.context.ledger.now_ms();
         let recorded = self.context.ledger.read(|state| state.tokens.get(&token.id).map(token_view));
+        // The entry of a request that is repeated is another one than what it was answered speaks of.
+        if recorded.is_none() && applied.outcome != (Outcome::Done { revision: applied.index }) {
+            return Err(told_before().into());
+        }
         let view = recorded.unwrap_or(TokenView {
             id: token.id,
             role: new.role,
@@ -117,6 +122,12 @@ pub fn ca_key(context: &crate::node::context::Context) -> Option<CaKey> {
     });
     let (_, certificate, key) = parts?;
     CaKey::from_parts(certificate, &key).ok()
+}
+
+/// A token's secret is drawn for its first answer and kept nowhere: a repeated request can neither be told it nor get another.
+fn told_before() -> Refusal {
+    Refusal::new(codes::EXISTS, "this request has made its token before, and only that answer had the secret")
+        .hint("make another with a new key, and revoke the one that nobody has: smartnode token list")
 }
 
 fn token_view(token: &raft_store::state::TokenRecord) -> TokenView {

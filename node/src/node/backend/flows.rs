@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fabric::human;
-use fabric::ids::{MachineId, NodeId};
+use fabric::ids::{IdempotencyKey, MachineId, NodeId};
 use fabric::model::{MachineRecord, Name, Role};
 use fabric::rpc::{Peer, Refusal};
 use fabric::wire;
 use raft_store::codes;
 use raft_store::command::{Command, NodePatch};
+use raft_store::state::KeyedMove;
 
 use super::cluster::only_here;
 use super::{NodeBackend, views};
@@ -63,19 +64,43 @@ impl NodeBackend {
         let words = [tenant.as_str(), name.as_str(), to.unwrap_or_default()];
         let request = write.idempotency.map(|key| Request::new(&write.caller.subject, key, &words));
         // A request that is repeated asks nothing anew: the machine may be there by now.
-        if let Some(view) = self.context.operations.repeated(request)? {
-            return Ok(view);
+        let before = self.context.operations.repeated(request)?;
+        if let Some(view) = before.as_ref().filter(|view| view.state != OperationState::Failed) {
+            return Ok(view.clone());
         }
-        if write.if_revision.is_some() {
+        if request.is_some() || write.if_revision.is_some() {
             self.context.ledger.linearizable().await?;
+        }
+        let record = self.record(tenant, name)?;
+        let actor = self.actor(&write.caller)?;
+        let ledger = &self.context.ledger;
+        let key = write.idempotency.map(|key| ledger.read(|state| state.client_key(&actor, key)));
+        if let Some(key) = key
+            && let Some(known) = ledger.read(|state| state.keyed_move(record.id, key))
+        {
+            return match (known, before) {
+                // The operation here knows more of why.
+                (KeyedMove::GivenUp | KeyedMove::Refused(_), Some(view)) => Ok(view),
+                _ => self.carry_out(write, request, record, Move::Known(key)),
+            };
         }
         let (record, owner) = self.owned(tenant, name)?;
         check_revision(write.if_revision, record.revision)?;
         let to = to.map(|to| views::find_node(&self.context, to)).transpose()?.map(|node| node.id);
         let to = destination(&self.context, &record, owner, to)?;
+        self.carry_out(write, request, record, Move::To(to, key))
+    }
+
+    fn carry_out(
+        &self,
+        write: &Write,
+        request: Option<Request>,
+        record: MachineRecord,
+        what: Move,
+    ) -> Result<OperationView> {
         let request = request.filter(|_| !write.dry_run);
-        let begun = self.context.operations.begin_once(request, "move", Some(tenant.clone()), name.as_str())?;
-        let progress = match begun {
+        let (tenant, name) = (Some(record.tenant.clone()), record.name.as_str());
+        let progress = match self.context.operations.begin_once(request, "move", tenant, name)? {
             Begun::New(progress) => progress,
             Begun::Known(view) => return Ok(*view),
         };
@@ -86,7 +111,7 @@ impl NodeBackend {
         }
         let context = self.context.clone();
         tokio::spawn(async move {
-            match moving::driver::from_anywhere(&context, &record, to, &progress).await {
+            match what.run(&context, &record, &progress).await {
                 Ok(()) => progress.done(),
                 Err(failure) => progress.failed(failure.into()),
             }
@@ -167,6 +192,26 @@ impl NodeBackend {
             self.context.purge_wanted.store(true, std::sync::atomic::Ordering::Relaxed);
         }
         Ok(())
+    }
+}
+
+/// A move that a client asks for, with its key in its scope.
+enum Move {
+    /// It is to be begun.
+    To(NodeId, Option<IdempotencyKey>),
+    /// It was begun before.
+    Known(IdempotencyKey),
+}
+
+impl Move {
+    async fn run(self, context: &Arc<Context>, record: &MachineRecord, progress: &Progress) -> Result<()> {
+        match self {
+            Move::To(to, key) => moving::driver::from_anywhere(context, record, to, key, progress).await,
+            Move::Known(key) => match moving::repeated::end(context, record, key, progress).await {
+                Some(end) => end,
+                None => Err(Failure::unreachable("how the move has ended cannot be asked now")),
+            },
+        }
     }
 }
 
@@ -274,7 +319,7 @@ async fn drain_one(context: &Arc<Context>, node: NodeId, record: &MachineRecord)
         Err(refusal) => return Err(refusal),
     };
     let step = context.operations.begin("move", Some(record.tenant.clone()), record.name.as_str())?;
-    let moved = moving::driver::from_anywhere(context, record, to, &step);
+    let moved = moving::driver::from_anywhere(context, record, to, None, &step);
     match tokio::time::timeout(DRAIN_MACHINE_TIMEOUT, moved).await {
         Ok(Ok(())) => {
             step.done();

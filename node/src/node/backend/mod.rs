@@ -25,6 +25,7 @@ use fabric::model::{Desired, ImageRecord, Labels, Name, Quota, Role, TenantRecor
 use fabric::rpc::Refusal;
 use futures_util::stream::BoxStream;
 use raft_store::command::{Actor, Command, Envelope, Outcome};
+use raft_store::ledger::Applied;
 use raft_store::state::{EntryContext, State};
 use tokio::sync::watch;
 
@@ -63,21 +64,26 @@ impl NodeBackend {
 
     /// One ledger write for a client.
     async fn write(&self, write: &Write, command: Command) -> Result<Outcome> {
+        Ok(self.write_at(write, command).await?.outcome)
+    }
+
+    /// The same, with the index of its entry.
+    async fn write_at(&self, write: &Write, command: Command) -> Result<Applied> {
         let actor = self.actor(&write.caller)?;
         if write.dry_run {
             return self.rehearse(actor, command);
         }
         let applied = self.context.ledger.write(actor, write.idempotency, command).await?;
         self.context.caught_up(applied.index).await;
-        Ok(applied.outcome)
+        Ok(applied)
     }
 
     /// What the command would do, on a copy of the state.
-    fn rehearse(&self, actor: Actor, command: Command) -> Result<Outcome> {
+    fn rehearse(&self, actor: Actor, command: Command) -> Result<Applied> {
         let mut copy: State = self.context.ledger.read(State::clone);
         let entry = EntryContext { index: copy.settings.index + 1, term: 0, at_ms: self.context.now_ms() };
         let envelope = Envelope { actor, idempotency: None, at_ms: entry.at_ms, command };
-        copy.apply(entry, &envelope).map_err(Failure::from)
+        Ok(Applied { index: entry.index, outcome: copy.apply(entry, &envelope)? })
     }
 
     /// Makes sure that what is read next reflects every write acknowledged before, when the client asks for that.

@@ -172,3 +172,79 @@ fn a_node_s_placements_change_with_what_it_gets_and_loses_alone() {
     world.ok(remove(4, true));
     assert!(!world.state.placed.contains_key(&node_id(4)));
 }
+
+/// A step of a move that a client's key asked for, by the node that owns the machine.
+fn keyed(world: &mut World, n: u8, command: Command) -> Result<Outcome, Refusal> {
+    world.ask_as(Actor::fabric(node_id(n)), Some(KEY), command)
+}
+
+const KEY: IdempotencyKey = IdempotencyKey([7; 16]);
+
+fn known(world: &World) -> Option<KeyedMove> {
+    world.state.keyed_move(machine_id(1), KEY)
+}
+
+fn begun(id: u8, epoch: u64) -> Result<Outcome, Refusal> {
+    Ok(Outcome::Moving { id: MoveId([id; 16]), epoch })
+}
+
+#[test]
+fn a_move_that_is_asked_for_again_is_known_to_every_owner() {
+    let mut world = World::new();
+    // From a worker, whose own keys are bound to itself, to a voter and on.
+    world.run(1, spec(GIB), 4);
+    assert_eq!(known(&world), None);
+    assert_eq!(keyed(&mut world, 4, move_begin(1, 1, 1, 3)), begun(1, 1));
+    assert_eq!(keyed(&mut world, 4, move_begin(1, 1, 2, 3)), begun(1, 1), "another id, the move of before");
+    assert_eq!(known(&world), Some(KeyedMove::UnderWay));
+    keyed(&mut world, 4, move_switch(1, 1, 1)).unwrap();
+    assert_eq!(known(&world), Some(KeyedMove::Switched));
+    assert!(keyed(&mut world, 4, move_switch(1, 1, 1)).is_ok(), "the answer was lost");
+    world.ok_from(3, confirm(1, 2));
+    assert_eq!(known(&world), Some(KeyedMove::Done));
+    let epoch = world.machine(1).epoch;
+    assert_eq!(keyed(&mut world, 3, move_begin(1, 2, 3, 2)), begun(1, 1), "its next owner begins no other");
+    assert_eq!((world.machine(1).epoch, world.placement(1).moving), (epoch, None));
+    // Wherever it goes since.
+    world.ok(move_begin(1, 2, 4, 4));
+    world.ok_from(3, move_switch(1, 2, 4));
+    assert_eq!(known(&world), Some(KeyedMove::Done));
+    assert_eq!(world.state.keyed_move(machine_id(1), IdempotencyKey([8; 16])), None);
+    assert_eq!(world.state.keyed_move(machine_id(2), KEY), None);
+}
+
+#[test]
+fn a_move_that_was_given_up_or_refused_is_not_begun_again() {
+    let mut world = World::new();
+    world.run(1, spec(5 * GIB), 2);
+    keyed(&mut world, 2, move_begin(1, 1, 1, 3)).unwrap();
+    world.ok(move_abort(1, 1, 1));
+    assert_eq!(known(&world), Some(KeyedMove::GivenUp));
+    assert_eq!(keyed(&mut world, 2, move_begin(1, 1, 2, 3)), begun(1, 1));
+    assert_eq!(world.placement(1).moving, None);
+    // SWITCH came too late.
+    assert_eq!(keyed(&mut world, 2, move_switch(1, 1, 1)).unwrap_err().code, codes::NO_MOVE);
+    assert_eq!(known(&world), Some(KeyedMove::GivenUp));
+
+    let mut world = World::new();
+    world.run(1, spec(5 * GIB), 2);
+    world.run(2, spec(5 * GIB), 3);
+    let refusal = keyed(&mut world, 2, move_begin(1, 1, 1, 3)).unwrap_err();
+    assert_eq!(known(&world), Some(KeyedMove::Refused(refusal)));
+}
+
+#[test]
+fn who_does_not_own_a_machine_answers_for_none_of_its_moves() {
+    let mut world = World::new();
+    world.run(1, spec(GIB), 2);
+    assert_eq!(keyed(&mut world, 4, move_begin(1, 1, 1, 3)).unwrap_err().code, codes::DENIED);
+    assert_eq!(known(&world), None, "a worker's word");
+    assert_eq!(keyed(&mut world, 2, move_begin(1, 1, 2, 3)), begun(2, 1));
+    // Nor is the move of a dead owner done because its successor has the machine.
+    assert!(matches!(world.takeover(1, 2, &[3], 1), Ok(PlaceResult::Placed { .. })));
+    assert_eq!(known(&world), Some(KeyedMove::GivenUp));
+    world.at_ms += 24 * 3_600_000;
+    assert_eq!(known(&world), Some(KeyedMove::GivenUp), "time goes on with entries");
+    world.ok_from(3, confirm(1, 2));
+    assert_eq!(known(&world), None, "keys are kept for a day");
+}
