@@ -161,7 +161,7 @@ impl Operators {
         let begun = context.operations.begin(MOVE, Some(record.tenant.clone()), record.name.as_str());
         let Ok(progress) = begun else { return };
         recorder.event(format_args!("operator moves {} to {}", record.id, to.short()));
-        let answer = moving::driver::from_anywhere(&context, &record, to, &progress).await;
+        let answer = moving::driver::from_anywhere(&context, &record, to, None, &progress).await;
         let told = answer.as_ref().map_err(|failure| failure.refusal.code.clone());
         recorder.event(format_args!("operator's move of {}: {told:?}", record.id));
         self.known().acknowledged += u64::from(answer.is_ok());
