@@ -20,6 +20,8 @@ pub const QUOTA: &str = "quota";
 pub const CAPACITY: &str = "capacity";
 /// Nodes with room may not take it: cordoned, draining, absent or not the pinned one.
 pub const NO_NODE: &str = "no-node";
+/// The node has a seat among the voters, which is given up first.
+pub const VOTES: &str = "votes";
 /// The placement is no longer the one that the command speaks of.
 pub const STALE_EPOCH: &str = "stale-epoch";
 /// The machine has an owner already.

@@ -91,6 +91,8 @@ pub(crate) const NEWS_PAUSE: Duration = Duration::from_millis(5);
 pub(crate) const CUT_OFF: Duration = Duration::from_secs(3);
 /// The leader looks at the members' list this often.
 pub(crate) const VOTERS_PERIOD: Duration = Duration::from_millis(250);
+/// A node whose removal was asked for is no voter for so long, whether or not it is removed then.
+pub(crate) const LEAVING: Duration = Duration::from_secs(10);
 /// A follower that lacks at most so many entries has caught up.
 pub(crate) const CATCH_UP_ENTRIES: u64 = 256;
 /// Deadline of one change of members.

@@ -28,6 +28,8 @@ pub struct Candidate {
     pub silent_for: Option<Duration>,
     /// It has (nearly) all of the log: it may be made a voter or leader.
     pub caught_up: bool,
+    /// It is about to be removed: another one takes its seat, and until then it counts.
+    pub leaving: bool,
     /// When it was admitted, Unix milliseconds.
     pub admitted_ms: u64,
 }
@@ -122,6 +124,10 @@ impl<'a> Planner<'a> {
         !self.alive(id) && self.nodes.get(&id).is_some_and(silent)
     }
 
+    fn leaving(&self, id: NodeId) -> bool {
+        self.nodes.get(&id).is_some_and(|node| node.leaving)
+    }
+
     fn caught_up(&self, id: NodeId) -> bool {
         id == self.membership.leader || self.nodes.get(&id).is_some_and(|node| node.caught_up)
     }
@@ -157,21 +163,23 @@ impl<'a> Planner<'a> {
 
     /// The voters that the cluster should have now.
     fn desired(&self) -> BTreeSet<NodeId> {
-        let want = target(self.nodes.len(), self.config);
-        let stays = |id: &NodeId| !self.gone(*id) && !self.lost(*id);
+        let want = target(self.nodes.keys().filter(|id| !self.leaving(**id)).count(), self.config);
+        let stays = |id: &NodeId| !self.gone(*id) && !self.lost(*id) && !self.leaving(*id);
         let mut chosen: BTreeSet<NodeId> = self.membership.voters.iter().copied().filter(stays).collect();
         while chosen.len() > want {
             let Some(surplus) = self.worst(&chosen) else { break };
             chosen.remove(&surplus);
         }
         while chosen.len() < want {
-            let pool = self.nodes.keys().copied().filter(|id| !chosen.contains(id) && self.alive(*id));
+            let fit = |id: &NodeId| !chosen.contains(id) && self.alive(*id) && !self.leaving(*id);
+            let pool = self.nodes.keys().copied().filter(fit);
             let Some(next) = self.best(pool, &chosen) else { break };
             chosen.insert(next);
         }
         // Nobody can replace a lost voter: it keeps its seat, since it may come back.
         while chosen.len() < want {
-            let lost = self.membership.voters.iter().copied().find(|id| self.lost(*id) && !chosen.contains(id));
+            let seated = |id: &NodeId| self.lost(*id) && !self.leaving(*id) && !chosen.contains(id);
+            let lost = self.membership.voters.iter().copied().find(seated);
             let Some(next) = lost else { break };
             chosen.insert(next);
         }
@@ -224,8 +232,8 @@ impl<'a> Planner<'a> {
             return None;
         }
         let members: BTreeSet<NodeId> = voters.union(learners).copied().collect();
-        let pool = self.nodes.keys().copied().filter(|id| !members.contains(id) && self.alive(*id));
-        self.best(pool, &members).map(Change::AddLearner)
+        let fit = |id: &NodeId| !members.contains(id) && self.alive(*id) && !self.leaving(*id);
+        self.best(self.nodes.keys().copied().filter(fit), &members).map(Change::AddLearner)
     }
 }
 

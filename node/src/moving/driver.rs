@@ -218,6 +218,10 @@ async fn run(
     let Some(held) = context.held.wait_for_move(record.id, ACTION_PATIENCE).await else {
         return Err(Failure::new(codes::MOVING, format!("machine {} is being moved or started already", record.name)));
     };
+    if is_outdated(context, record.id, placement.epoch).await? {
+        let words = format!("machine {} has not started here yet, and what lies here is an older copy", record.name);
+        return Err(Failure::new(codes::MOVING, words).hint("wait until it runs, and try again"));
+    }
     let marker = MarkerV1 { machine: record.id, id: MoveId(draw(&*context.seams.entropy)), epoch: placement.epoch };
     progress.phase("reserve", 50);
     let begin = Command::MoveBegin { machine: record.id, from_epoch: placement.epoch, id: marker.id, to };
@@ -259,6 +263,13 @@ async fn run(
         Some(_) => Err(Failure::new("aborted", GIVEN_UP)),
         None => Err(unknown_end(&record.name)),
     }
+}
+
+/// Whether the disk here is of an earlier epoch: the machine was given to this node anew, and has not been prepared yet. Such
+/// a disk must not travel as the machine's.
+async fn is_outdated(context: &Context, machine: MachineId, epoch: u64) -> Result<bool, Failure> {
+    let observed = context.runtime.list().await?;
+    Ok(observed.iter().any(|observed| observed.id == machine && observed.epoch < epoch))
 }
 
 /// A move that is announced and has no verdict. However its driver ends, also when whoever waits for it gives up and drops

@@ -13,6 +13,7 @@ use fabric::model::{Desired, MachineRecord};
 use fabric::seams::draw;
 use raft_store::command::{Actor, Command};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::held::{Answer, HeldGuard, answer};
@@ -43,14 +44,16 @@ const UNLEASED: &str = "unleased";
 
 enum Done {
     Well(MachineId),
-    Badly(MachineId),
+    /// With the revision of the record that it was decided on.
+    Badly(MachineId, Option<u64>),
     Absent(MachineId),
 }
 
 struct Reconciler {
     context: Arc<Context>,
     busy: BTreeSet<MachineId>,
-    resting: BTreeMap<MachineId, Instant>,
+    /// Machines whose last action failed: until when they rest, unless their record changes from this revision.
+    resting: BTreeMap<MachineId, (Instant, Option<u64>)>,
     absent: BTreeSet<MachineId>,
     /// See [`Facts::current`].
     current: bool,
@@ -80,16 +83,16 @@ pub async fn run(context: Arc<Context>) {
         next: LOOK,
         done,
     };
-    let current = tokio::time::timeout(ALONE, current(&context));
-    tokio::pin!(current);
+    // A task of its own, so that what it holds while it waits is given back when it has waited long enough.
+    let mut asking = JoinSet::from_iter([tokio::time::timeout(ALONE, current(context.clone()))]);
     loop {
         reconciler.look().await;
         tokio::select! {
             biased;
             () = context.shutdown.cancelled() => return,
-            known = current.as_mut(), if !reconciler.current => {
+            Some(known) = asking.join_next() => {
                 reconciler.current = true;
-                if known.is_err() {
+                if !matches!(known, Ok(Ok(()))) {
                     tracing::warn!("nobody tells this node how its machines are to be: it goes by its own copy");
                 }
             }
@@ -109,7 +112,7 @@ pub async fn run(context: Arc<Context>) {
 }
 
 /// Returns once this node's view has been current.
-async fn current(context: &Context) {
+async fn current(context: Arc<Context>) {
     while context.ledger.linearizable().await.is_err() {
         tokio::time::sleep(DOUBT).await;
     }
@@ -140,11 +143,11 @@ pub fn local(observed: &Observed) -> Local {
 
 impl Reconciler {
     fn finished(&mut self, outcome: Done) {
-        let (Done::Well(machine) | Done::Badly(machine) | Done::Absent(machine)) = outcome;
+        let (Done::Well(machine) | Done::Badly(machine, _) | Done::Absent(machine)) = outcome;
         self.busy.remove(&machine);
         match outcome {
             Done::Well(_) => drop(self.resting.remove(&machine)),
-            Done::Badly(_) => drop(self.resting.insert(machine, Instant::now() + PAUSE)),
+            Done::Badly(_, revision) => drop(self.resting.insert(machine, (Instant::now() + PAUSE, revision))),
             Done::Absent(_) => drop(self.absent.insert(machine)),
         }
     }
@@ -160,7 +163,8 @@ impl Reconciler {
         let Some((index, records)) = self.context.mine(observed.iter().map(|machine| machine.id)) else { return };
         let locals: BTreeMap<_, _> = observed.iter().map(|machine| (machine.id, local(machine))).collect();
         let now = Instant::now();
-        self.resting.retain(|_, until| *until > now);
+        let revision = |machine: &MachineId| records.get(machine).map(|record| record.revision);
+        self.resting.retain(|machine, (until, seen)| *until > now && revision(machine) == *seen);
         let mut busy = self.context.held.busy(index);
         busy.extend(self.busy.iter().chain(self.resting.keys()));
         self.absent.retain(|machine| locals.contains_key(machine) && !records.contains_key(machine));
@@ -191,7 +195,8 @@ impl Reconciler {
         retries.extend(kept);
         let (waiting, first) = backoff::waiting(&retries, boottime);
         let failed = backed_off(&records, self.context.me, now_ms);
-        self.next = first.into_iter().chain(failed).fold(LOOK, Duration::min);
+        let rests = self.resting.values().map(|(until, _)| until.saturating_duration_since(now));
+        self.next = first.into_iter().chain(failed).chain(rests).fold(LOOK, Duration::min);
         facts.waiting = &waiting;
         let actions = decide(&facts);
         for action in &actions {
@@ -243,6 +248,7 @@ impl Reconciler {
         // A move may have taken it since this was decided; it is looked at again then.
         let Some(held) = self.context.held.take_for_action(machine, view) else { return };
         let (context, done, record) = (self.context.clone(), self.done.clone(), records.get(&machine).cloned());
+        let revision = record.as_ref().map(|record| record.revision);
         self.busy.insert(machine);
         tokio::spawn(async move {
             tracing::debug!(machine = %machine.short(), ?action, "reconcile");
@@ -251,7 +257,7 @@ impl Reconciler {
                 Ok(true) => Done::Absent(machine),
                 Err(failure) => {
                     tracing::warn!(machine = %machine.short(), ?action, reason = %failure, "will be tried again");
-                    Done::Badly(machine)
+                    Done::Badly(machine, revision)
                 }
             };
             drop(held);

@@ -243,12 +243,12 @@ impl Inner {
         if self.role == Role::Worker {
             return Err(LedgerError::Refused(Refusal::new(codes::DENIED, "a worker has no copy of the whole ledger")));
         }
-        // One fetch at a time; those who waited for it find a fresh copy.
-        let Ok(_permit) = self.fetching.acquire().await else { return Ok(()) };
-        if fresh(self) {
-            return Ok(());
-        }
         let fetching = async {
+            // One fetch at a time; those who waited for it find a fresh copy.
+            let Ok(_permit) = self.fetching.acquire().await else { return false };
+            if fresh(self) {
+                return true;
+            }
             for target in self.sources() {
                 if self.refresh_from(target, min_index).await {
                     return true;

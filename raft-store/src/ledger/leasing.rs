@@ -210,13 +210,16 @@ impl Inner {
         Ok(wire::encode(&verdict))
     }
 
-    /// Takes note of an owner's sign of life. Judges a takeover that is about to be proposed, and puts the term of the
+    /// Takes note of an owner's sign of life. Lets a node that votes not be removed. Judges a takeover that is about to be proposed, and puts the term of the
     /// judgement into it: from there on the owner is granted nothing until the proposal is turned down or its entry applied.
     pub(super) fn admit(&self, envelope: &mut Envelope) -> Result<(), Refusal> {
         if let Command::Confirm { .. } = envelope.command {
             // An owner that writes lives, though its leader may hear it through others alone. Without this the word that a
             // machine runs and the takeover that finds no place for it could take turns, as fast as both can write.
             self.shared.leases().heard(self.clock.boottime(), envelope.actor.node);
+        }
+        if let Command::RemoveNode { node, .. } = envelope.command {
+            return self.gives_up_seat(node);
         }
         let Command::Takeover { machine, from, judged_term, .. } = &mut envelope.command else { return Ok(()) };
         let exclusive = self.is_exclusive(*machine);

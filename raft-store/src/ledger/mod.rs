@@ -136,6 +136,8 @@ struct Inner {
     full: Mutex<Option<(Instant, Digest)>>,
     /// The newest index that a reader here can see.
     seen: watch::Sender<u64>,
+    /// Nodes that are about to be removed, and until when this node, if it leads, passes them over among the voters.
+    leaving: Mutex<BTreeMap<NodeId, Instant>>,
 }
 
 /// A spare's copy of the state, without CA keys.
@@ -225,6 +227,7 @@ impl Registration {
             blobs: Mutex::default(),
             full: Mutex::default(),
             seen: watch::Sender::new(seen),
+            leaving: Mutex::default(),
         });
         inner.keep_fed(&inner.view.borrow());
         let weak = Arc::downgrade(&inner);

@@ -2,15 +2,17 @@
 //! members' list is also the committed one.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Weak;
+use std::sync::{PoisonError, Weak};
 
 use fabric::ids::NodeId;
+use fabric::rpc::Refusal;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::{ChangeMembers, Instant as _, RaftMetrics};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::Inner;
-use crate::tuning::{CATCH_UP_ENTRIES, CHANGE_TIMEOUT, VOTERS_PERIOD};
+use crate::codes;
+use crate::tuning::{CATCH_UP_ENTRIES, CHANGE_TIMEOUT, LEAVING, VOTERS_PERIOD};
 use crate::types::{Member, TC};
 use crate::voters::{self, Candidate, Change};
 
@@ -74,6 +76,29 @@ impl Inner {
         }
     }
 
+    /// As the leader, before the removal of a node is proposed: whoever votes is replaced first, since a voter that is cut
+    /// off weakens the quorum, and several of them end it. From here on the node is passed over; who asks tries again.
+    pub(super) fn gives_up_seat(&self, node: NodeId) -> Result<(), Refusal> {
+        let metrics = self.raft.metrics().borrow_watched().clone();
+        let effective = &metrics.membership_config;
+        let settled = effective.log_id() == metrics.committed_membership_config.log_id();
+        if settled && !effective.membership().voter_ids().any(|member| member.0 == node) {
+            return Ok(());
+        }
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner).insert(node, Instant::now() + LEAVING);
+        let name =
+            self.shared.read().state.nodes.get(&node).map_or_else(|| node.short(), |record| record.name.to_string());
+        Err(Refusal::new(codes::VOTES, format!("{name} votes still: another one takes its seat first"))
+            .field("node", name)
+            .hint("try again; if it stays so, too few voters are alive to change them: `smartnode status`"))
+    }
+
+    /// Whether a node is passed over, since it is about to be removed.
+    fn is_leaving(&self, node: NodeId) -> bool {
+        let leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+        leaving.get(&node).is_some_and(|until| *until > Instant::now())
+    }
+
     /// One change. A failure (another one in progress, a leader that is no more) is met by the next round.
     async fn change(&self, what: &'static str, members: Members) {
         match timeout(CHANGE_TIMEOUT, self.raft.change_membership(members, true)).await {
@@ -105,6 +130,7 @@ impl Inner {
                 alive: record.id == self.me || alive.contains(&record.id),
                 silent_for: silent_for(record.id),
                 caught_up: caught_up(record.id),
+                leaving: self.is_leaving(record.id),
                 admitted_ms: record.admitted_ms,
             })
             .collect()

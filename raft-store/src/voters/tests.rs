@@ -18,6 +18,7 @@ fn node(n: u8) -> Candidate {
         alive: true,
         silent_for: Some(Duration::ZERO),
         caught_up: true,
+        leaving: false,
         admitted_ms: u64::from(n),
     }
 }
@@ -222,4 +223,18 @@ proptest! {
             perform(&mut now, change);
         }
     }
+}
+
+#[test]
+fn who_is_about_to_go_gives_up_its_seat_and_counts_until_then() {
+    let leaving =
+        |gone: u8, ids: &[u8]| ids.iter().map(|n| Candidate { leaving: *n == gone, ..node(*n) }).collect::<Vec<_>>();
+    // Two voters are left of three, and both are needed for the change.
+    assert_eq!(settle(members(5, &[2, 5], &[]), &leaving(2, &[2, 3, 4, 5])).voters, set(&[3, 4, 5]));
+    assert_eq!(settle(members(1, &[1, 2, 3], &[4, 5]), &leaving(1, &[1, 2, 3, 4, 5])).voters, set(&[2, 3, 4]));
+    // The only one that votes hands over first.
+    let settled = settle(members(1, &[1], &[]), &leaving(1, &[1, 2]));
+    assert_eq!((settled.leader, settled.voters), (id(2), set(&[2])));
+    let settled = settle(members(1, &[1, 2, 3], &[]), &leaving(1, &[1, 2, 3]));
+    assert!(settled.voters == set(&[settled.leader]) && settled.leader != id(1), "{settled:?}");
 }

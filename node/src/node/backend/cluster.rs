@@ -1,19 +1,25 @@
 //! Nodes, tokens and tenants through the admin port.
 
+use std::time::Duration;
+
 use fabric::identity::CaKey;
 use fabric::ids::{Digest, NodeId, TokenId};
+use fabric::limits::WRITE_TIMEOUT;
 use fabric::model::{Name, Quota, TenantRecord};
 use fabric::rpc::Refusal;
 use fabric::seams::draw;
 use fabric::token::JoinToken;
 use raft_store::codes;
 use raft_store::command::{Command, NodePatch, Outcome};
+use tokio::time::Instant;
 
 use super::{NodeBackend, views};
 use crate::api::backend::*;
 use crate::api::failure::Failure;
 use crate::node::admission;
 
+/// How often it is looked whether a node that is to be removed has given up its seat among the voters.
+const SEAT_LOOK: Duration = Duration::from_millis(100);
 /// Peers named in a join command.
 const JOIN_PEERS_MAX: usize = 3;
 
@@ -93,10 +99,19 @@ impl NodeBackend {
         Ok(self.one(views::node(&self.context, views::find_node(&self.context, &node.to_string())?)))
     }
 
+    /// Removes a node, once it does not vote any more.
     pub(super) async fn remove(&self, write: &Write, node: NodeId, force: bool) -> Result<()> {
         let tombstone = admission::tombstone(&self.context, node).await?;
         let command = Command::RemoveNode { node, tombstone, force, expected_revision: write.if_revision };
-        self.write(write, command).await.map(drop)
+        let deadline = Instant::now() + WRITE_TIMEOUT;
+        loop {
+            match self.write(write, command.clone()).await {
+                Err(failure) if failure.refusal.code == codes::VOTES && Instant::now() < deadline => {
+                    tokio::time::sleep(SEAT_LOOK).await;
+                }
+                removed => return removed.map(drop),
+            }
+        }
     }
 
     pub(super) async fn make_tenant(
