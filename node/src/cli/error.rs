@@ -84,8 +84,9 @@ impl CliError {
 
     /// Another daemon has the data directory.
     pub fn in_use(data_dir: &Path) -> Self {
-        CliError::new(Exit::Conflict, format!("another daemon uses the data directory {}", data_dir.display()))
-            .hint("stop it (smartnode stop), or give this one its own --data-dir")
+        CliError::new(Exit::Conflict, format!("another daemon uses the data directory {}", data_dir.display())).hint(
+            format!("stop it (smartnode stop --data-dir {}), or give this one its own --data-dir", data_dir.display()),
+        )
     }
 
     /// Adds the next command to try.

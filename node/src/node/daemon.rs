@@ -62,6 +62,7 @@ async fn run_node(options: NodeOptions, start: Start) -> Result<(), CliError> {
     keys_are_private(&options.data_dir)?;
     become_member(&seams, &here, &options, start).await?;
     keeps_its_name(&seams, &options)?;
+    remember(&seams, &options)?;
     local_token::ensure(&*seams.disk, &*seams.entropy).map_err(|error| unusable(&options.data_dir, &error))?;
 
     let me = super::member(&*seams.disk).map_err(|error| not_started(&error, &options.data_dir))?;
@@ -325,10 +326,24 @@ fn keys_are_private(data_dir: &Path) -> Result<(), CliError> {
     }
 }
 
+fn cluster_file(seams: &Seams, options: &NodeOptions) -> Result<Option<ClusterFile>, CliError> {
+    ClusterFile::load(&*seams.disk).map_err(|error| not_started(&error.into(), &options.data_dir))
+}
+
+/// Writes down how this node is run, for its next start and for clients that look for its socket.
+fn remember(seams: &Seams, options: &NodeOptions) -> Result<(), CliError> {
+    match cluster_file(seams, options)? {
+        Some(mut file) if file.told != options.told => {
+            file.told = options.told.clone();
+            file.save(&*seams.disk).map_err(|error| not_started(&error.into(), &options.data_dir))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Refuses another name than the one that the ledger knows: taking it silently for the old one would mislead.
 fn keeps_its_name(seams: &Seams, options: &NodeOptions) -> Result<(), CliError> {
-    let file = ClusterFile::load(&*seams.disk).map_err(|error| not_started(&error.into(), &options.data_dir))?;
-    match (file, &options.name) {
+    match (cluster_file(seams, options)?, &options.name) {
         (Some(file), Some(name)) if file.name != *name => {
             let words = format!("this node is called {}, and a node keeps its name; asked for was {name}", file.name);
             Err(CliError::new(Exit::Conflict, words).hint(
