@@ -89,6 +89,13 @@ impl CliError {
         )
     }
 
+    /// Something of the data directory cannot be read or written.
+    pub fn unusable(path: &Path, error: &std::io::Error) -> Self {
+        let exit = if error.kind() == std::io::ErrorKind::PermissionDenied { Exit::Denied } else { Exit::Failed };
+        CliError::new(exit, format!("cannot use {}: {error}", path.display()))
+            .hint("name another place: --data-dir PATH")
+    }
+
     /// Adds the next command to try.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
