@@ -1,5 +1,6 @@
-//! Options of a node: flags over environment over `smartnode.toml` over defaults. Unknown keys are refused.
-#![expect(clippy::disallowed_methods, reason = "reads the configuration file before there is a data directory")]
+//! Options of a node: flags over environment over `smartnode.toml` over what the data directory remembers of earlier starts
+//! over defaults. Unknown keys are refused.
+#![expect(clippy::disallowed_methods, reason = "reads the configuration before there are seams")]
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -7,9 +8,11 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use fabric::model::{Labels, Name, check};
+use fabric::wire;
 use serde::Deserialize;
 use thiserror::Error;
 
+use crate::node::dir::{self, ClusterFile, Told};
 use crate::units;
 
 /// Where the file is unless named.
@@ -34,7 +37,19 @@ const CONFIG_BYTES_MAX: u64 = 64 * 1024;
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 /// How the daemon writes its log.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    Deserialize,
+    clap::ValueEnum,
+    rkyv::Archive,
+    rkyv::Serialize,
+    rkyv::Deserialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum LogFormat {
     /// For people.
@@ -130,6 +145,8 @@ pub struct NodeOptions {
     pub labels: Option<Labels>,
     /// How the log is written.
     pub log_format: LogFormat,
+    /// What of this was said, now or at an earlier start: for the next one.
+    pub told: Told,
 }
 
 /// What a daemon is started for.
@@ -215,21 +232,47 @@ impl ConfigFile {
 }
 
 impl PlaceArgs {
-    /// The data directory and the admin socket, as every command needs them.
+    /// The data directory and the admin socket, as every client needs them. A daemon that was told its socket has written
+    /// it down, so that goes before the file, which may have been changed since.
     ///
     /// # Errors
-    /// Those of the file.
+    /// Those of the file, and a path that cannot be made absolute.
     pub fn resolve(&self) -> Result<(PathBuf, PathBuf), ConfigError> {
         let file = ConfigFile::load(self.config.as_deref())?;
-        let socket = file.admin_socket.clone();
-        let data_dir = self.data_dir(&file);
+        let data_dir = self.data_dir(&file)?;
+        let configured = file.admin_socket.map(|path| absolute("admin_socket", &path)).transpose()?;
+        let socket = remembered(&data_dir).admin_socket.map(PathBuf::from).or(configured);
         let socket = socket.unwrap_or_else(|| default_socket(&data_dir));
         Ok((data_dir, socket))
     }
 
-    fn data_dir(&self, file: &ConfigFile) -> PathBuf {
-        self.data_dir.clone().or_else(|| file.data_dir.clone()).unwrap_or_else(|| DATA_DIR.into())
+    /// Absolute, since machines' supervisors have a working directory of their own.
+    fn data_dir(&self, file: &ConfigFile) -> Result<PathBuf, ConfigError> {
+        let named = self.data_dir.as_deref().or(file.data_dir.as_deref());
+        absolute("data_dir", named.unwrap_or(Path::new(DATA_DIR)))
     }
+}
+
+fn absolute(option: &'static str, path: &Path) -> Result<PathBuf, ConfigError> {
+    std::path::absolute(path)
+        .map_err(|error| ConfigError::Invalid { option, words: format!("{}: {error}", path.display()) })
+}
+
+/// A socket's path as it is written down.
+fn socket_path(path: &Path) -> Result<String, ConfigError> {
+    let path = absolute("admin_socket", path)?.into_os_string().into_string();
+    path.map_err(|path| ConfigError::Invalid {
+        option: "admin_socket",
+        words: format!("{} is not UTF-8", path.display()),
+    })
+}
+
+/// What earlier starts were told. Nothing where that cannot be read: a client may lack the right, and the daemon itself
+/// says what is wrong with its directory.
+fn remembered(data_dir: &Path) -> Told {
+    let frame = std::fs::read(data_dir.join(dir::FILE)).ok();
+    let file = frame.and_then(|frame| wire::decode::<ClusterFile>(&frame).ok());
+    file.map(|file| file.told).unwrap_or_default()
 }
 
 fn default_socket(data_dir: &Path) -> PathBuf {
@@ -237,30 +280,40 @@ fn default_socket(data_dir: &Path) -> PathBuf {
 }
 
 impl NodeOptions {
-    /// Flags and environment over the file over defaults.
+    /// Flags and environment over the file over what is remembered over defaults.
     ///
     /// # Errors
     /// Those of the file, and options that break a rule.
     pub fn resolve(place: &PlaceArgs, flags: NodeArgs) -> Result<Self, ConfigError> {
-        Self::merge(place, flags, ConfigFile::load(place.config.as_deref())?)
+        let file = ConfigFile::load(place.config.as_deref())?;
+        let data_dir = place.data_dir(&file)?;
+        let before = remembered(&data_dir);
+        Self::merge(data_dir, flags, file, before)
     }
 
-    fn merge(place: &PlaceArgs, flags: NodeArgs, file: ConfigFile) -> Result<Self, ConfigError> {
-        let data_dir = place.data_dir(&file);
-        let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, ADMIN_PORT));
+    fn merge(data_dir: PathBuf, flags: NodeArgs, file: ConfigFile, before: Told) -> Result<Self, ConfigError> {
         let typed = if flags.labels.is_empty() { flags.all_labels } else { flags.labels };
         let labels = if typed.is_empty() { file.labels } else { Some(typed.into_iter().collect()) };
         let names = if flags.admin_names.is_empty() { file.admin_names } else { Some(flags.admin_names) };
+        let socket = flags.admin_socket.or(file.admin_socket).map(|path| socket_path(&path)).transpose()?;
+        let told = Told {
+            listen: flags.listen.or(file.listen).or(before.listen),
+            admin_listen: flags.admin_listen.or(file.admin_listen).or(before.admin_listen),
+            admin_socket: socket.or(before.admin_socket),
+            admin_names: names.or(before.admin_names),
+            log_format: flags.log_format.or(file.log_format).or(before.log_format),
+        };
         let options = NodeOptions {
             name: flags.name.or(file.name),
-            listen: flags.listen.or(file.listen).unwrap_or((Ipv4Addr::UNSPECIFIED, FABRIC_PORT).into()),
+            listen: told.listen.unwrap_or((Ipv4Addr::UNSPECIFIED, FABRIC_PORT).into()),
             advertise: flags.advertise.or(file.advertise),
-            admin_listen: flags.admin_listen.or(file.admin_listen).unwrap_or(loopback),
-            admin_socket: flags.admin_socket.or(file.admin_socket).unwrap_or_else(|| default_socket(&data_dir)),
-            admin_names: names.unwrap_or_default(),
+            admin_listen: told.admin_listen.unwrap_or((Ipv4Addr::LOCALHOST, ADMIN_PORT).into()),
+            admin_socket: told.admin_socket.as_ref().map_or_else(|| default_socket(&data_dir), PathBuf::from),
+            admin_names: told.admin_names.clone().unwrap_or_default(),
             zone: flags.zone.or(file.zone),
             labels,
-            log_format: flags.log_format.or(file.log_format).unwrap_or_default(),
+            log_format: told.log_format.unwrap_or_default(),
+            told,
             data_dir,
         };
         options.check()?;
@@ -289,7 +342,13 @@ mod tests {
     use proptest::prelude::*;
 
     fn merge(flags: NodeArgs, text: &str) -> Result<NodeOptions, ConfigError> {
-        NodeOptions::merge(&PlaceArgs::default(), flags, ConfigFile::parse(text).unwrap())
+        after(flags, text, Told::default())
+    }
+
+    fn after(flags: NodeArgs, text: &str, before: Told) -> Result<NodeOptions, ConfigError> {
+        let file = ConfigFile::parse(text).unwrap();
+        let data_dir = PlaceArgs::default().data_dir(&file)?;
+        NodeOptions::merge(data_dir, flags, file, before)
     }
 
     #[test]
@@ -307,6 +366,51 @@ mod tests {
     fn another_data_directory_has_its_own_socket() {
         let options = merge(NodeArgs::default(), "data_dir = \"/srv/n1\"").unwrap();
         assert_eq!(options.admin_socket, Path::new("/srv/n1/admin.sock"));
+    }
+
+    #[test]
+    fn what_was_said_once_is_kept_until_something_else_is_said() {
+        let typed = NodeArgs { listen: Some(([0, 0, 0, 0], 30_500).into()), ..NodeArgs::default() };
+        let text = "admin_listen = \"127.0.0.1:30501\"\nadmin_names = [\"n1\"]\nadmin_socket = \"/run/n1.sock\"";
+        let first = merge(typed, text).unwrap();
+
+        let again = after(NodeArgs::default(), "", first.told.clone()).unwrap();
+        assert_eq!(again, first);
+        assert_eq!(again.listen.to_string(), "0.0.0.0:30500");
+        assert_eq!(again.admin_listen.to_string(), "127.0.0.1:30501");
+        assert_eq!((again.admin_socket.to_str(), &*again.admin_names), (Some("/run/n1.sock"), &["n1".to_owned()][..]));
+
+        let typed = NodeArgs { log_format: Some(LogFormat::Json), ..NodeArgs::default() };
+        let other = after(typed, "listen = \"0.0.0.0:30600\"", again.told).unwrap();
+        assert_eq!(
+            (other.listen.port(), other.admin_listen.port(), other.log_format),
+            (30_600, 30_501, LogFormat::Json)
+        );
+    }
+
+    #[test]
+    fn clients_find_the_socket_that_the_data_directory_remembers() {
+        let data = tempfile::tempdir().unwrap();
+        let place = PlaceArgs { data_dir: Some(data.path().into()), config: None };
+        assert_eq!(place.resolve().unwrap().1, data.path().join(SOCKET_FILE));
+        let told = Told { admin_socket: Some("/run/n1.sock".into()), ..Told::default() };
+        let file = ClusterFile { told, ..crate::node::dir::tests::file() };
+        std::fs::write(data.path().join(dir::FILE), wire::encode(&file)).unwrap();
+        assert_eq!(place.resolve().unwrap().1, Path::new("/run/n1.sock"));
+        let options = NodeOptions::resolve(&place, NodeArgs::default()).unwrap();
+        assert_eq!(options.admin_socket, Path::new("/run/n1.sock"));
+    }
+
+    #[test]
+    fn a_relative_data_directory_is_made_absolute() {
+        let here = std::env::current_dir().unwrap();
+        let place = PlaceArgs { data_dir: Some("n1".into()), config: None };
+        let (data_dir, socket) = place.resolve().unwrap();
+        assert_eq!((&data_dir, &socket), (&here.join("n1"), &here.join("n1/admin.sock")));
+        let flags = NodeArgs { admin_socket: Some("a.sock".into()), ..NodeArgs::default() };
+        let options = NodeOptions::merge(data_dir, flags, ConfigFile::default(), Told::default()).unwrap();
+        assert_eq!((options.data_dir, options.admin_socket), (here.join("n1"), here.join("a.sock")));
+        assert!(PlaceArgs { data_dir: Some("".into()), config: None }.resolve().is_err());
     }
 
     #[test]

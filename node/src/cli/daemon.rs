@@ -74,9 +74,13 @@ fn detach(global: &Global, options: &NodeOptions, start: &Start) -> Result<(), C
     if is_used(&options.data_dir) {
         return Err(CliError::in_use(&options.data_dir));
     }
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&options.data_dir)?;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&options.data_dir)
+        .map_err(|error| CliError::unusable(&options.data_dir, &error))?;
     let log = options.data_dir.join(LOG_FILE);
-    let mut file = logfile::open(&log)?;
+    let mut file = logfile::open(&log).map_err(|error| CliError::unusable(&options.data_dir, &error))?;
     let begin = file.seek(SeekFrom::End(0))?;
     let mut command = Command::new(std::env::current_exe()?);
     command.args(arguments_of_the_daemon(std::env::args_os().skip(1)));
@@ -200,6 +204,21 @@ mod tests {
         assert!(!directory.path().join(LOG_FILE).exists(), "nothing was begun");
         drop(lock);
         assert!(!is_used(directory.path()));
+    }
+
+    #[test]
+    fn a_data_directory_that_cannot_be_made_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("file"), "").unwrap();
+        let cli = Cli::try_parse_from(["smartnode", "version"]).unwrap();
+        let data = directory.path().join("file/data");
+        let place = crate::config::PlaceArgs { data_dir: Some(data.clone()), config: None };
+        let options = NodeOptions::resolve(&place, crate::config::NodeArgs::default()).unwrap();
+        let error = detach(&cli.global, &options, &Start::Init).unwrap_err();
+        assert!(error.cause.contains(data.to_str().unwrap()), "{error}");
+        assert!(error.hint.unwrap().contains("--data-dir"));
+        let denied = CliError::unusable(&data, &std::io::ErrorKind::PermissionDenied.into());
+        assert_eq!(denied.exit, Exit::Denied);
     }
 
     #[test]

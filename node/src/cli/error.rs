@@ -84,8 +84,16 @@ impl CliError {
 
     /// Another daemon has the data directory.
     pub fn in_use(data_dir: &Path) -> Self {
-        CliError::new(Exit::Conflict, format!("another daemon uses the data directory {}", data_dir.display()))
-            .hint("stop it (smartnode stop), or give this one its own --data-dir")
+        CliError::new(Exit::Conflict, format!("another daemon uses the data directory {}", data_dir.display())).hint(
+            format!("stop it (smartnode stop --data-dir {}), or give this one its own --data-dir", data_dir.display()),
+        )
+    }
+
+    /// Something of the data directory cannot be read or written.
+    pub fn unusable(path: &Path, error: &std::io::Error) -> Self {
+        let exit = if error.kind() == std::io::ErrorKind::PermissionDenied { Exit::Denied } else { Exit::Failed };
+        CliError::new(exit, format!("cannot use {}: {error}", path.display()))
+            .hint("name another place: --data-dir PATH")
     }
 
     /// Adds the next command to try.

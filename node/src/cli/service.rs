@@ -73,7 +73,8 @@ pub fn run(command: ServiceCommand, global: &Global) -> Result<(), CliError> {
         ServiceCommand::Install(args) => {
             let path = args.unit_dir.join(UNIT_NAME);
             let program = std::env::current_exe()?;
-            let text = unit(&program, global.place.data_dir.as_deref());
+            let data_dir = global.place.data_dir.as_deref().map(std::path::absolute).transpose()?;
+            let text = unit(&program, data_dir.as_deref());
             if global.dry_run {
                 return tell(global, &path, &format!("would write {}", path.display()), Some(&text));
             }

@@ -2,7 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "reads the token file of the user, which no seam covers")]
 
 use std::io::{self, BufRead, IsTerminal, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use axum::http::Method;
@@ -33,6 +33,8 @@ pub struct Session {
     pub global: Global,
     /// The admin port.
     pub client: Client,
+    /// Data directory of the node that is asked, if it is this host's.
+    own_data: Option<PathBuf>,
 }
 
 /// The first line of standard input.
@@ -95,7 +97,9 @@ impl Session {
     pub fn new(global: Global) -> Result<Self, CliError> {
         let global = super::context::apply(global)?;
         let (data_dir, socket) = global.place.resolve()?;
-        let address = global.admin.clone().unwrap_or(Address::Unix(socket));
+        let own = Address::Unix(socket);
+        let address = global.admin.clone().unwrap_or_else(|| own.clone());
+        let own_data = (address == own).then(|| data_dir.clone());
         let token = match &global.token_file {
             Some(path) if path == Path::new("-") => Some(first_line_of_stdin()?),
             Some(path) => Some(named_token(path)?),
@@ -113,7 +117,7 @@ impl Session {
             _ => Client::new(address, token),
         };
         client.idempotency_key.clone_from(&global.idempotency_key);
-        Ok(Session { client, global })
+        Ok(Session { client, global, own_data })
     }
 
     /// Says something on stderr, unless told to be quiet.
@@ -144,20 +148,13 @@ impl Session {
 
     /// Whether no daemon uses the data directory any more, where that can be seen from here.
     pub fn daemon_has_ended(&self) -> bool {
-        let Ok((data_dir, socket)) = self.global.place.resolve() else { return true };
-        if *self.client.address() != Address::Unix(socket) {
-            return true;
-        }
-        !is_used(&data_dir)
+        self.own_data.as_deref().is_none_or(|data_dir| !is_used(data_dir))
     }
 
     /// What is still in the data directory, after its path, where that can be seen from here. Nothing when it is gone.
     pub fn data_left(&self) -> Vec<String> {
-        let Ok((data_dir, socket)) = self.global.place.resolve() else { return vec![] };
-        if *self.client.address() != Address::Unix(socket) {
-            return vec![];
-        }
-        let entries = std::fs::read_dir(&data_dir).into_iter().flatten().flatten();
+        let Some(data_dir) = &self.own_data else { return vec![] };
+        let entries = std::fs::read_dir(data_dir).into_iter().flatten().flatten();
         let mut left: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
         left.sort();
         if !left.is_empty() {

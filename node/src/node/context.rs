@@ -111,8 +111,8 @@ pub struct Context {
     pub started: Instant,
     /// Where the node's files are, for what is no small file: images, machines, staged layers.
     pub data_dir: std::path::PathBuf,
-    /// `leave --purge`: the data goes when the daemon ends.
-    pub purge_wanted: std::sync::atomic::AtomicBool,
+    /// Set once this node has left its cluster: whether its data goes when the daemon ends.
+    pub left: std::sync::OnceLock<bool>,
     /// The node is stopping.
     pub shutdown: CancellationToken,
 }

@@ -11,7 +11,7 @@ use fabric::identity::{CERTIFICATE_FILE, IdentityError, KEY_FILE};
 use fabric::limits::ABSENCE;
 use fabric::model::{Capacity, Name};
 use fabric::rpc::BoxFuture;
-use fabric::seams::{Clock, Seams, real};
+use fabric::seams::{Clock, Disk, Seams, real};
 use fabric::token::JoinToken;
 use fabric::transport::join::JoinError;
 use nix::fcntl::{Flock, FlockArg};
@@ -54,15 +54,18 @@ fn hint_at_room(error: CliError, data_dir: &Path) -> CliError {
 }
 
 async fn run_node(options: NodeOptions, start: Start) -> Result<(), CliError> {
-    let seams = real::seams(&options.data_dir).map_err(|error| unusable(&options.data_dir, &error))?;
+    let seams = real::seams(&options.data_dir).map_err(|error| CliError::unusable(&options.data_dir, &error))?;
     let lock = lock(&options.data_dir)?;
+    is_not_removed(&seams, &options)?;
     let here = ThisHost::new(&options.data_dir);
     // Tried before anybody is asked: a node that cannot listen is not to be admitted.
     try_ports(&options)?;
     keys_are_private(&options.data_dir)?;
     become_member(&seams, &here, &options, start).await?;
     keeps_its_name(&seams, &options)?;
-    local_token::ensure(&*seams.disk, &*seams.entropy).map_err(|error| unusable(&options.data_dir, &error))?;
+    remember(&seams, &options)?;
+    local_token::ensure(&*seams.disk, &*seams.entropy)
+        .map_err(|error| CliError::unusable(&options.data_dir, &error))?;
 
     let me = super::member(&*seams.disk).map_err(|error| not_started(&error, &options.data_dir))?;
     let parts = parts(&options, here, me, seams.clock.clone())?;
@@ -100,22 +103,57 @@ async fn run_node(options: NodeOptions, start: Start) -> Result<(), CliError> {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     admin.stop().await;
     node.stop().await;
-    ended?;
-    if context.purge_wanted.load(std::sync::atomic::Ordering::Relaxed) {
-        super::purge::purge(&options.data_dir);
-    }
+    let ended = conclude(&context, ended?);
     drop(lock);
-    Ok(())
+    ended
+}
+
+/// What ended a daemon without a failure of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// It was told to, by a signal or by the admin port.
+    Told,
+    /// Its peers say that this node was removed.
+    Removed,
+}
+
+/// Removes or marks the data of a node whose membership is over.
+fn conclude(context: &super::context::Context, ended: Ended) -> Result<(), CliError> {
+    match (ended, context.left.get()) {
+        (_, Some(true)) => {
+            super::purge::purge(&context.data_dir);
+            Ok(())
+        }
+        (_, Some(false)) => {
+            note_removal(&*context.seams.disk);
+            Ok(())
+        }
+        (Ended::Removed, None) => {
+            note_removal(&*context.seams.disk);
+            Err(expelled("this node was removed from the cluster, its peers say", &context.data_dir))
+        }
+        (Ended::Told, None) => Ok(()),
+    }
+}
+
+/// Makes later starts fail at once, instead of when the first peer answers. Called when no task of the node writes the file.
+fn note_removal(disk: &dyn Disk) {
+    let noted = ClusterFile::load(disk)
+        .and_then(|file| file.map_or(Ok(()), |file| ClusterFile { removed: true, ..file }.save(disk)));
+    if let Err(error) = noted {
+        // The next start hears of it from peers again.
+        tracing::warn!(%error, "that this node is no member any more could not be written down");
+    }
 }
 
 /// Returns when the node was told to stop, by a signal or by the admin port; or fails when it can take part no longer. A
 /// voter whose ledger has stopped must not stay alive in membership, or others would count on it.
-async fn until_told(context: &Arc<super::context::Context>) -> Result<(), CliError> {
+async fn until_told(context: &Arc<super::context::Context>) -> Result<Ended, CliError> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let watchdog = watchdog(context.clone());
     tokio::select! {
         biased;
-        () = context.shutdown.cancelled() => return Ok(()),
+        () = context.shutdown.cancelled() => return Ok(Ended::Told),
         reason = context.ledger.halted() => {
             let cause = format!("the ledger of this node has stopped: {reason}");
             return Err(CliError::new(Exit::Failed, cause).hint("machines go on; mend the cause, then: smartnode start"));
@@ -123,7 +161,7 @@ async fn until_told(context: &Arc<super::context::Context>) -> Result<(), CliErr
         () = context.transport.expelled() => {
             // A node that leaves hears of its removal while it says its last words.
             let left = tokio::time::timeout(PARTING, context.shutdown.cancelled()).await;
-            return left.map_err(|_| expelled(&context.data_dir));
+            return Ok(if left.is_ok() { Ended::Told } else { Ended::Removed });
         }
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -135,7 +173,7 @@ async fn until_told(context: &Arc<super::context::Context>) -> Result<(), CliErr
     if !matches!(tokio::time::timeout(wait, lease::leave(context, ABSENCE)).await, Ok(Ok(()))) {
         tracing::warn!("the absence could not be announced");
     }
-    Ok(())
+    Ok(Ended::Told)
 }
 
 /// Tells systemd that the node is alive, if it asks for that. Never returns.
@@ -255,7 +293,7 @@ fn parts(
     };
     let images = data.join("images");
     // The store itself is made once the transport is there; its directory is tried now, while an error can be told.
-    std::fs::create_dir_all(&images).map_err(|error| unusable(&images, &error))?;
+    std::fs::create_dir_all(&images).map_err(|error| CliError::unusable(&images, &error))?;
     Ok(Parts {
         host,
         layers: Arc::new(HostLayers::new(runtime.clone(), data.join("staging"), clock)),
@@ -304,7 +342,8 @@ fn try_ports(options: &NodeOptions) -> Result<(), CliError> {
 
 fn lock(data_dir: &Path) -> Result<Flock<std::fs::File>, CliError> {
     let path = data_dir.join(LOCK_FILE);
-    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path)?;
+    let opened = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+    let file = opened.map_err(|error| CliError::unusable(data_dir, &error))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| CliError::in_use(data_dir))
 }
 
@@ -325,10 +364,34 @@ fn keys_are_private(data_dir: &Path) -> Result<(), CliError> {
     }
 }
 
+fn cluster_file(seams: &Seams, options: &NodeOptions) -> Result<Option<ClusterFile>, CliError> {
+    ClusterFile::load(&*seams.disk).map_err(|error| not_started(&error.into(), &options.data_dir))
+}
+
+/// Refuses a directory whose membership is over: peers would say so only after this node had called itself ready.
+fn is_not_removed(seams: &Seams, options: &NodeOptions) -> Result<(), CliError> {
+    match cluster_file(seams, options)? {
+        Some(file) if file.removed => {
+            Err(expelled("this node was removed from the cluster, or has left it", &options.data_dir))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Writes down how this node is run, for its next start and for clients that look for its socket.
+fn remember(seams: &Seams, options: &NodeOptions) -> Result<(), CliError> {
+    match cluster_file(seams, options)? {
+        Some(mut file) if file.told != options.told => {
+            file.told = options.told.clone();
+            file.save(&*seams.disk).map_err(|error| not_started(&error.into(), &options.data_dir))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Refuses another name than the one that the ledger knows: taking it silently for the old one would mislead.
 fn keeps_its_name(seams: &Seams, options: &NodeOptions) -> Result<(), CliError> {
-    let file = ClusterFile::load(&*seams.disk).map_err(|error| not_started(&error.into(), &options.data_dir))?;
-    match (file, &options.name) {
+    match (cluster_file(seams, options)?, &options.name) {
         (Some(file), Some(name)) if file.name != *name => {
             let words = format!("this node is called {}, and a node keeps its name; asked for was {name}", file.name);
             Err(CliError::new(Exit::Conflict, words).hint(
@@ -337,11 +400,6 @@ fn keeps_its_name(seams: &Seams, options: &NodeOptions) -> Result<(), CliError> 
         }
         _ => Ok(()),
     }
-}
-
-fn unusable(path: &Path, error: &std::io::Error) -> CliError {
-    let exit = if error.kind() == std::io::ErrorKind::PermissionDenied { Exit::Denied } else { Exit::Failed };
-    CliError::new(exit, format!("cannot use {}: {error}", path.display())).hint("name another place: --data-dir PATH")
 }
 
 fn not_member(error: &StartError) -> CliError {
@@ -353,9 +411,11 @@ const OTHER_PORT: &str = "is another node on this port? Choose one with --listen
 const OTHER_ADMIN_PORT: &str = "choose another with --admin-listen IP:PORT or --admin-socket PATH";
 
 /// This node's membership is over, whatever its data directory says.
-fn expelled(data_dir: &Path) -> CliError {
-    CliError::new(Exit::Denied, "this node was removed from the cluster, its peers say")
-        .hint(format!("to join anew, move {} aside, then: smartnode join PEER --token T", data_dir.display()))
+fn expelled(cause: &str, data_dir: &Path) -> CliError {
+    let data = data_dir.display();
+    CliError::new(Exit::Denied, cause).hint(format!(
+        "to join anew, move {data} aside (or rm -rf {data}: its machines' disks go too), then: smartnode join PEER --token T"
+    ))
 }
 
 fn not_started(error: &StartError, data_dir: &Path) -> CliError {
@@ -449,6 +509,44 @@ fn not_founded(error: &FoundingError, data_dir: &Path) -> CliError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{NodeArgs, PlaceArgs};
+
+    /// The options of a node whose data directory is `data`, and its seams.
+    fn node(data: &Path, args: NodeArgs) -> (NodeOptions, Seams) {
+        let place = PlaceArgs { data_dir: Some(data.into()), config: None };
+        (NodeOptions::resolve(&place, args).unwrap(), real::seams(data).unwrap())
+    }
+
+    #[test]
+    fn a_start_writes_down_how_it_was_told_to_run() {
+        let data = tempfile::tempdir().unwrap();
+        let listen: SocketAddr = ([127, 0, 0, 1], 30_500).into();
+        let (options, seams) = node(data.path(), NodeArgs { listen: Some(listen), ..NodeArgs::default() });
+        remember(&seams, &options).expect("no member yet");
+        super::super::dir::tests::file().save(&*seams.disk).unwrap();
+        remember(&seams, &options).unwrap();
+        let (again, _) = node(data.path(), NodeArgs::default());
+        assert_eq!(again, options);
+        assert_eq!(again.listen, listen);
+    }
+
+    #[tokio::test]
+    async fn a_removed_node_is_refused_at_once_whatever_it_is_started_for() {
+        let data = tempfile::tempdir().unwrap();
+        let (options, seams) = node(data.path(), NodeArgs::default());
+        let file = ClusterFile { removed: false, ..super::super::dir::tests::file() };
+        file.save(&*seams.disk).unwrap();
+        is_not_removed(&seams, &options).expect("a member");
+        note_removal(&*seams.disk);
+        assert_eq!(ClusterFile::load(&*seams.disk).unwrap(), Some(ClusterFile { removed: true, ..file }));
+        let join = Start::Join { peers: vec!["127.0.0.1:1".into()], token: "sn1-x".into() };
+        for start in [Start::Start, Start::Init, join] {
+            let error = run(options.clone(), start).await.expect_err("its membership is over");
+            assert!(error.exit == Exit::Denied && error.cause.contains("was removed from the cluster"), "{error}");
+            let hint = error.hint.unwrap();
+            assert!(hint.contains(&format!("rm -rf {}", data.path().display())) && hint.contains("join"), "{hint}");
+        }
+    }
 
     #[test]
     fn what_holds_a_secret_is_private_and_the_note_of_the_ledger_may_be_read() {

@@ -4,6 +4,7 @@
 //! any step leaves either nothing that counts, or a member. Its key, certificate and trust have files of their own.
 
 use std::io;
+use std::net::SocketAddr;
 
 use fabric::ids::{ClusterId, NodeId};
 use fabric::model::{Labels, Name, Role};
@@ -13,10 +14,30 @@ use fabric::wire::{self, WireError};
 use rkyv::{Archive, Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::config::LogFormat;
+
 /// Its name in the data directory.
 pub const FILE: &str = "cluster";
 /// Peers remembered for the next start.
 pub const PEERS_MAX: usize = 64;
+
+/// What the operator said about how this node is run, by flag or file, at its last start or before: for the next one, and
+/// for clients that look for its socket. None means the default.
+#[derive(Archive, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+pub struct ToldV1 {
+    /// UDP address for peers.
+    pub listen: Option<SocketAddr>,
+    /// TCP address of the admin port.
+    pub admin_listen: Option<SocketAddr>,
+    /// Absolute path of the admin port's socket.
+    pub admin_socket: Option<String>,
+    /// Further names that the Host header may have.
+    pub admin_names: Option<Vec<String>>,
+    /// How the log is written.
+    pub log_format: Option<LogFormat>,
+}
+/// Current version of what was said.
+pub type Told = ToldV1;
 
 /// A node's own description, as of its last start.
 #[derive(Archive, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
@@ -39,6 +60,10 @@ pub struct ClusterFileV1 {
     pub begun: bool,
     /// Peers seen last, for the next start.
     pub peers: Vec<(NodeId, String)>,
+    /// How it is run.
+    pub told: ToldV1,
+    /// Its membership is over: it has left, or its peers have said that it was removed. Its key is of no more use.
+    pub removed: bool,
 }
 /// Current version of the file.
 pub type ClusterFile = ClusterFileV1;
@@ -106,11 +131,11 @@ fn newer_or_damaged(source: WireError) -> DirError {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use fabric::seams::real::Directory;
 
-    fn file() -> ClusterFile {
+    pub(crate) fn file() -> ClusterFile {
         ClusterFile {
             cluster: ClusterId([1; 16]),
             name: "n1".parse().unwrap(),
@@ -121,6 +146,8 @@ mod tests {
             founding: Some(vec![1, 2]),
             begun: false,
             peers: vec![(NodeId([2; 32]), "127.0.0.1:7430".into())],
+            told: Told { admin_listen: Some(([127, 0, 0, 1], 7431).into()), ..Told::default() },
+            removed: true,
         }
     }
 

@@ -16,7 +16,7 @@ use fabric::wire;
 use raft_store::command::{Actor, Ca, Command, Envelope};
 use thiserror::Error;
 
-use super::dir::{ClusterFile, DirError};
+use super::dir::{ClusterFile, DirError, Told};
 use super::trusted;
 use crate::host::{Host, offered};
 
@@ -117,6 +117,8 @@ pub fn init(seams: &Seams, host: &dyn Host, own: &Own) -> Result<ClusterId, Foun
         founding: Some(wire::encode(&founding)),
         begun: false,
         peers: Vec::new(),
+        told: Told::default(),
+        removed: false,
     };
     file.save(disk)?;
     Ok(cluster)
@@ -219,6 +221,8 @@ fn enter(
         founding: None,
         begun: false,
         peers: answer.peers.into_iter().map(|(node, address)| (node, address.to_string())).collect(),
+        told: Told::default(),
+        removed: false,
     };
     file.save(disk)?;
     Ok(file.cluster)

@@ -277,7 +277,7 @@ impl Node {
             started_ms: seams.clock.wall().as_millis() as u64,
             started: Instant::now(),
             data_dir: config.data_dir,
-            purge_wanted: false.into(),
+            left: OnceLock::new(),
             shutdown: CancellationToken::new(),
             seams,
         });

@@ -224,7 +224,10 @@ impl State {
             (Some(last), None) if last.id == id => {
                 Err(Refusal::new(codes::LAST_VOTER, format!("{} is the last node that may vote", last.name))
                     .field("node", id)
-                    .hint("admit another first: `smartnode token create --role voter`"))
+                    .hint(
+                        "admit another first: `smartnode token create --role voter`; or end the fabric with this node: \
+                         `smartnode stop`, then remove its data directory",
+                    ))
             }
             _ => Ok(()),
         }

@@ -188,9 +188,7 @@ impl NodeBackend {
         let write = Write { idempotency: None, if_revision: None, ..write.clone() };
         self.remove(&write, self.context.me, false).await?;
         self.context.membership.leave().await;
-        if purge {
-            self.context.purge_wanted.store(true, std::sync::atomic::Ordering::Relaxed);
-        }
+        let _ = self.context.left.set(purge);
         Ok(())
     }
 }
