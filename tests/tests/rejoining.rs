@@ -151,7 +151,7 @@ fn a_host_that_left_or_was_removed_joins_anew() {
     assert_eq!(names(&cluster), ["n1", "n2"]);
     join_anew(&mut cluster, 2, &left);
 
-    // Removed while it runs: it is told, and ends. Then again at every start, whose directory is of no more use.
+    // Removed while it runs: it is told, ends, and notes that. Every later start is refused at once.
     let removed = of(&cluster, 1);
     cluster.cli(0, &["node", "remove", "n2", "--yes"]).ok();
     assert_eq!(cluster.wait_ended(1), 4);
@@ -160,7 +160,7 @@ fn a_host_that_left_or_was_removed_joins_anew() {
     let peer = format!("{}:7420", cluster.lab.host(0).address);
     for again in [&["start"][..], &["join", &peer, "--token", &token]] {
         let refused: Reply = cluster.daemon_fails(1, again);
-        refused.expect(4, &["was removed from the cluster", "move", "aside", "smartnode join"]);
+        refused.expect(4, &["was removed from the cluster, or has left", "move", "aside", "rm -rf", "smartnode join"]);
     }
     std::fs::rename(data(&cluster, 1), cluster.path("aside")).unwrap();
     std::fs::create_dir(data(&cluster, 1)).unwrap();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fabric::events::{EventId, Expired};
-use fabric::model::Name;
+use fabric::model::{MachineRecord, Name};
 use fabric::rpc::Refusal;
 use fabric::transport::Class;
 use fabric::wire;
@@ -27,6 +27,17 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 const SPARE_LOOK: Duration = Duration::from_secs(1);
 /// Events of one kind read at once.
 const EVENTS_AT_ONCE: usize = 256;
+
+/// Runtimes know a machine by its id, users by its name; and what has to run can be started.
+fn named(failure: impl Into<Failure>, machine: &MachineRecord) -> Failure {
+    let mut failure = failure.into();
+    let message = &mut failure.refusal.message;
+    *message = message.replace(&machine.id.short(), machine.name.as_str());
+    match failure.refusal.code.as_str() {
+        "state" => failure.hint(format!("smartnode machine start {} --wait", machine.name)),
+        _ => failure,
+    }
+}
 
 impl NodeBackend {
     pub(super) async fn open_logs(
@@ -72,7 +83,8 @@ impl NodeBackend {
     pub(super) async fn open_exec(&self, tenant: &Name, name: &Name, query: ExecQuery) -> Result<Duplex> {
         let (record, owner) = self.owned(tenant, name)?;
         if owner == self.context.me {
-            let program = self.context.runtime.exec(record.id, &query.argv).await?;
+            let program =
+                self.context.runtime.exec(record.id, &query.argv).await.map_err(|error| named(error, &record))?;
             let (near, far) = tokio::io::duplex(serving::PIPE_BYTES);
             tokio::spawn(async move {
                 if let Err(error) = serving::carry_exec(program, far, query.stdin).await {
@@ -82,17 +94,19 @@ impl NodeBackend {
             return Ok(Box::new(near));
         }
         let header = wire::encode(&ExecAskV1 { machine: record.id, argv: query.argv, stdin: query.stdin });
-        let opened = self.context.transport.open(owner, Class::Session, EXEC, header, OPEN_TIMEOUT).await?;
-        Ok(Box::new(opened))
+        let opened = self.context.transport.open(owner, Class::Session, EXEC, header, OPEN_TIMEOUT).await;
+        Ok(Box::new(opened.map_err(|error| named(error, &record))?))
     }
 
     pub(super) async fn open_port(&self, tenant: &Name, name: &Name, port: u16) -> Result<Duplex> {
         let (record, owner) = self.owned(tenant, name)?;
         if owner == self.context.me {
-            return Ok(Box::new(self.context.runtime.connect(record.id, port).await?));
+            let connected = self.context.runtime.connect(record.id, port).await;
+            return Ok(Box::new(connected.map_err(|error| named(error, &record))?));
         }
         let header = wire::encode(&ConnectAskV1 { machine: record.id, port });
-        Ok(Box::new(self.context.transport.open(owner, Class::Session, CONNECT, header, OPEN_TIMEOUT).await?))
+        let opened = self.context.transport.open(owner, Class::Session, CONNECT, header, OPEN_TIMEOUT).await;
+        Ok(Box::new(opened.map_err(|error| named(error, &record))?))
     }
 
     pub(super) async fn open_events(
@@ -247,4 +261,24 @@ fn expired_cursor(cursor: Cursor, oldest: Cursor, why: &str) -> Failure {
         .field("since", cursor)
         .hint(format!("the oldest cursor is {oldest}: go on from it, or begin without one"))
         .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::RuntimeError;
+
+    #[test]
+    fn a_machine_that_does_not_run_is_named_and_can_be_started() {
+        let machine = crate::fixtures::machine(3, None);
+        let state = |id| RuntimeError::State { id, state: "stopped".into(), hint: "it must be running".into() };
+        let failure = named(state(machine.id), &machine);
+        assert_eq!(failure.refusal.message, format!("machine {} is stopped: it must be running", machine.name));
+        assert_eq!(failure.refusal.hint, Some(format!("smartnode machine start {} --wait", machine.name)));
+        // The same from another node, as its refusal.
+        let told = Refusal::from(Failure::from(state(machine.id)));
+        assert_eq!(named(told, &machine), failure);
+        let unsupported = named(RuntimeError::Unsupported("no".into()), &machine);
+        assert_eq!(unsupported.refusal.hint, None);
+    }
 }
