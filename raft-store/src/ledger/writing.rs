@@ -421,7 +421,8 @@ impl Inner {
         let places: Vec<_> = together.iter().map(|(at, _)| *at).collect();
         let proposals = together.into_iter().map(|(_, sealed)| sealed.proposal);
         let mut results = match self.raft.client_write_many(proposals).await {
-            Ok(results) => results,
+            // A core that stops ends it after the first answer, and each place asks.
+            Ok(results) => results.fuse(),
             Err(error) => return self.shared.halt.because(error),
         };
         for at in places {

@@ -577,8 +577,7 @@ impl RaftLogReader<TC> for LogStore {
                 Err(error) => Some((stream::iter(vec![Err(error)]), (log, end))),
             }
         });
-        // openraft asks once more after an error.
-        Box::pin(futures_util::StreamExt::fuse(futures_util::StreamExt::flatten(batches)))
+        Box::pin(futures_util::StreamExt::flatten(batches))
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {

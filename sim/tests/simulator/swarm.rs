@@ -26,7 +26,7 @@ fn whole_nodes_survive_a_swarm() {
 /// Those of `FOUND.md`. Later code makes other runs of them, but their shape (five nodes, a minute) is what found most.
 #[test]
 fn seeds_that_failed_stay_clean() {
-    for seed in [4, 47] {
+    for seed in [4, 47, 2150] {
         command(&format!("swarm --seconds 60 --nodes 5 --from {seed} --seeds 1")).success();
     }
 }
