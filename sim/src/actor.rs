@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use fabric::rpc::BoxFuture;
 use fabric::seams::Seams;
@@ -92,19 +91,28 @@ pub struct Boot {
     pub exit: Exit,
 }
 
+/// What follows the end of a daemon by its own decision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// Whoever watches over it starts it again.
+    Restart,
+    /// Its host is installed anew, with an empty disk.
+    Reinstall,
+}
+
 /// The end of a daemon by its own decision. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct Exit(Arc<AtomicBool>);
+pub struct Exit(Arc<Mutex<Option<Ending>>>);
 
 impl Exit {
-    /// The process ends now; whoever watches over it starts it again.
-    pub fn leave(&self) {
-        self.0.store(true, Ordering::Relaxed);
+    /// The process ends now.
+    pub fn leave(&self, ending: Ending) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(ending);
     }
 
-    /// Whether it has ended.
-    pub fn is_wanted(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+    /// How it has ended, if it has.
+    pub fn wanted(&self) -> Option<Ending> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -140,13 +148,29 @@ pub trait Software: fmt::Debug + Send + Sync {
     /// After the calm: what should hold of all hosts and does not. Each host in `up` runs.
     fn verdict(&self, up: &[HostId]) -> Vec<String>;
 
+    /// Whether what is on a host's disk may be lost now, as far as the hosts that are `up` know: the others can go on
+    /// without it.
+    fn may_lose(&self, _host: HostId, _up: &[HostId]) -> bool {
+        false
+    }
+
+    /// What a host's disk holds is not what was written any more.
+    fn rotted(&self, _host: HostId) {}
+
+    /// A host's disk is empty from now on.
+    fn wiped(&self, _host: HostId) {}
+
+    /// A host is to leave the others, in an orderly way.
+    fn leaves(&self, _host: HostId) {}
+
     /// Takeovers that were applied since it was last asked.
     fn takeovers(&self) -> Vec<Takeover> {
         Vec::new()
     }
 
-    /// What does not hold of what runs now, after these takeovers.
-    fn judge(&self, _: &[(HostId, Running)], _: &[Takeover]) -> Option<String> {
+    /// What does not hold of what runs now, after these takeovers. Of hosts whose clock stood still, it only knows that
+    /// what runs there has run.
+    fn judge(&self, _running: &[(HostId, Running)], _unjudged: &[(HostId, Running)], _: &[Takeover]) -> Option<String> {
         None
     }
 

@@ -27,7 +27,7 @@ const LINES: [(&str, &str); 8] = [
 ];
 
 /// Situations that a long swarm of whole nodes under all faults must reach.
-pub const SITUATIONS: [&str; 30] = [
+pub const SITUATIONS: [&str; 38] = [
     "crashes",
     "cuts",
     "daemons",
@@ -40,15 +40,21 @@ pub const SITUATIONS: [&str; 30] = [
     "fenced",
     "frozen",
     "full-disks",
+    "hangs",
     "layer-lost",
     "layer-swept",
+    "left",
+    "lost-disks",
     "machine-deaths",
     "members-change",
     "move-resumed",
     "moved",
     "partitions",
     "pauses",
+    "reinstalled",
     "reservation-given-back",
+    "rot-refused",
+    "rotted",
     "source-ends-in-final-delta",
     "source-ends-in-reserve",
     "source-ends-in-starting-there",
@@ -58,6 +64,8 @@ pub const SITUATIONS: [&str; 30] = [
     "takeovers",
     "thawed",
     "torn",
+    "used-token-refused",
+    "voter-replaced",
 ];
 
 /// The situations that a swarm with this tally has not reached.

@@ -55,11 +55,19 @@ pub enum Fault {
     MachineDies,
     /// Machines do not start on a host.
     StartFails,
+    /// The supervisors of a host's machines hang.
+    FreezeHangs,
+    /// A bit of what a host has synced flips.
+    Rot,
+    /// A host comes back with an empty disk.
+    LoseDisk,
+    /// A node leaves its cluster, and its host joins again.
+    Leave,
 }
 
 impl Fault {
     /// All of them with their names.
-    pub const ALL: [(Fault, &'static str); 19] = [
+    pub const ALL: [(Fault, &'static str); 23] = [
         (Fault::Loss, "loss"),
         (Fault::Delay, "delay"),
         (Fault::Duplicate, "duplicate"),
@@ -79,11 +87,15 @@ impl Fault {
         (Fault::FailSync, "fail-sync"),
         (Fault::MachineDies, "machine-dies"),
         (Fault::StartFails, "start-fails"),
+        (Fault::FreezeHangs, "freeze-hangs"),
+        (Fault::Rot, "rot"),
+        (Fault::LoseDisk, "lose-disk"),
+        (Fault::Leave, "leave"),
     ];
 }
 
-/// The first so many of them are the usual ones: hosts, clocks and links, without disks that fail, narrow or flapping links
-/// and machines that die. `FOUND.md` says what the others still find.
+/// The first so many of them are the usual ones: hosts, clocks and links, without disks that fail or are lost, narrow or
+/// flapping links, machines that die and nodes that come and go.
 const USUAL: usize = 12;
 
 /// Why a list of faults is refused.
@@ -242,6 +254,14 @@ pub enum Action {
     EndMachine(HostId, u64),
     /// Lets so many further starts of machines fail on a host.
     FailStarts(HostId, u32),
+    /// Lets the supervisors of a host hang for so many microseconds.
+    Hang(HostId, u64),
+    /// Has a host leave the others.
+    Leave(HostId),
+    /// Cuts a host's power and flips a bit on its disk, if the others can do without it; it boots after so many microseconds.
+    Rot(HostId, u64),
+    /// Takes a host's disk away, if the others can do without it; it boots with an empty one after so many microseconds.
+    LoseDisk(HostId, u64),
 }
 
 /// Draws actions from the seed.
@@ -367,6 +387,10 @@ impl Plan {
             Fault::SlowDisk | Fault::FullDisk | Fault::FailSync => self.disk_trouble(kind, host, now_us),
             Fault::MachineDies => Action::EndMachine(host, rng.random_range(0..1_000)),
             Fault::StartFails => Action::FailStarts(host, rng.random_range(1..3)),
+            Fault::FreezeHangs => Action::Hang(host, rng.random_range(500_000..8_000_000)),
+            Fault::Leave => Action::Leave(host),
+            Fault::Rot => Action::Rot(host, rng.random_range(1_000..3_000_000)),
+            Fault::LoseDisk => Action::LoseDisk(host, rng.random_range(1_000..3_000_000)),
             Fault::Drift => return None,
         })
     }

@@ -13,13 +13,14 @@ use rand::RngExt;
 use tokio::runtime::{Builder, RngSeed, Runtime};
 use tokio::time::{Instant, advance, sleep_until};
 
-use crate::actor::{Boot, Exit, HostId, Recorder, Software};
+use crate::actor::{Boot, Ending, Exit, HostId, Recorder, Software};
 use crate::ambient::{self, Ambient, within};
 use crate::clock::HostClock;
 use crate::disk::{HostDisk, Loss};
 use crate::entropy::SeededEntropy;
 use crate::kernel::{Counts, Kernel, Running};
 use crate::layers::FakeLayers;
+use crate::limits::QUANTUM_US;
 use crate::net::Net;
 use crate::power::Supply;
 use crate::random;
@@ -66,7 +67,7 @@ pub enum Step {
     /// Its disk has cut the power.
     CutByDisk,
     /// The daemon has ended by itself.
-    Exited,
+    Exited(Ending),
 }
 
 /// A running boot.
@@ -100,6 +101,8 @@ pub struct Host {
     sync_us: u64,
     /// Until then a lease may be believed in that has ended, since this host's clock stood still.
     mistaken_until_us: u64,
+    /// Until then its supervisors hang.
+    hangs_until_us: Option<u64>,
 }
 
 impl Host {
@@ -119,6 +122,7 @@ impl Host {
             back_us: 0,
             sync_us: SYNC_US,
             mistaken_until_us: 0,
+            hangs_until_us: None,
         }
     }
 
@@ -223,7 +227,7 @@ impl Host {
         for panic in panics {
             trace.violation(to_us, &format!("{}: panic: {panic}", self.id));
         }
-        if life.exit.is_wanted() { Step::Exited } else { Step::Goes }
+        life.exit.wanted().map_or(Step::Goes, Step::Exited)
     }
 
     /// Ends the boot; it comes back at `back_us`.
@@ -238,6 +242,7 @@ impl Host {
             End::Daemon => Some(life.clock.clone()),
             End::PowerCut(_) | End::CutByDisk => {
                 self.kernel.power_cut();
+                self.hangs_until_us = None;
                 None
             }
         };
@@ -264,6 +269,34 @@ impl Host {
                 self.mistaken_until_us = life.held_until_us + 2 * LEASE_TTL.as_micros() as u64;
             }
         }
+    }
+
+    /// Lets its supervisors hang until `until_us`.
+    pub fn hang(&mut self, until_us: u64) {
+        self.kernel.hang();
+        self.hangs_until_us = self.hangs_until_us.max(Some(until_us));
+    }
+
+    /// What its supervisors do by themselves. While they hang nobody but the daemon ends what a lease ends, so that nothing
+    /// does while it is down or stopped as well: the documented limit.
+    pub fn supervise(&mut self, now_us: u64) {
+        let Some(until_us) = self.hangs_until_us else { return };
+        let stands = self.life.as_ref().is_none_or(|life| life.held_until_us > now_us);
+        if stands {
+            self.mistaken_until_us = self.mistaken_until_us.max(until_us + QUANTUM_US);
+        }
+        if until_us <= now_us {
+            self.hangs_until_us = None;
+            let clock = self.life.as_ref().map(|life| &life.clock).or(self.last_clock.as_ref());
+            self.kernel.unhang(clock.map_or(Duration::ZERO, |clock| clock.boottime_at(now_us)));
+        }
+    }
+
+    /// Its disk is a new one, and nothing is left of its machines. It must be down.
+    pub fn wipe(&mut self) {
+        self.disk.wipe();
+        self.kernel.wipe();
+        self.hangs_until_us = None;
     }
 
     /// Whether its machines may run on an ended lease: the documented limit of a clock that stopped altogether.
@@ -322,6 +355,7 @@ impl Host {
         self.disk.disarm();
         self.mend();
         self.kernel.fail_starts(0);
+        self.hangs_until_us = self.hangs_until_us.map(|_| now_us);
         self.set_wall(0);
         self.back_us = self.back_us.min(now_us);
     }

@@ -8,11 +8,14 @@
 //! A machine that runs writes to its disk all the time, and each write is on the disk when its program goes on: what its
 //! disk holds is the epoch in which it was made and how much was written.
 //!
+//! Supervisors may hang, all of a host at once: what they are told waits, and nothing freezes at its deadline until they go
+//! on. The daemon can kill them.
+//!
 //! Absent: programs. A machine that was started runs until somebody ends it; nothing can be executed in it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -32,6 +35,19 @@ use crate::power::Supply;
 const START: Duration = Duration::from_millis(30);
 /// How long stopping one takes.
 const STOP: Duration = Duration::from_millis(20);
+/// How long a supervisor's answer is waited for, as the real runtime does.
+const ANSWER: Duration = Duration::from_secs(5);
+/// How often a waiting request looks for its answer.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// What a supervisor is told.
+#[derive(Debug, Clone, Copy)]
+enum Order {
+    Freeze,
+    Thaw,
+    Renew { deadline: Duration, thaw: bool },
+    Shorten(Duration),
+}
 
 /// What a machine's disk holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,13 +76,15 @@ struct Machine {
     reason: Option<String>,
     /// Its supervisor was killed.
     lost: bool,
+    /// What its supervisor has not read yet, for it hangs.
+    unread: Vec<Order>,
 }
 
 impl Machine {
-    /// What its supervisor has done by `now`, on `CLOCK_BOOTTIME`; whether it froze the machine.
-    fn settle(&mut self, now: Duration) -> bool {
+    /// What its supervisor has done by `now`, on `CLOCK_BOOTTIME`, unless it `hangs`; whether it froze the machine.
+    fn settle(&mut self, now: Duration, hangs: bool) -> bool {
         let expires = self.deadline.is_some_and(|deadline| now + LEASE_FREEZE_MARGIN >= deadline);
-        let freezes = self.up && self.launch.spec.exclusive && expires && !self.frozen.by_lease;
+        let freezes = self.up && self.launch.spec.exclusive && expires && !self.frozen.by_lease && !hangs;
         self.frozen.by_lease |= freezes;
         self.disk.writes += u64::from(self.runs());
         freezes
@@ -76,7 +94,24 @@ impl Machine {
         self.up && !self.frozen.by_lease && !self.frozen.by_order
     }
 
+    /// Does what its supervisor was told; whether it thawed the machine.
+    fn obey(&mut self, order: Order, now: Duration) -> bool {
+        let frozen = self.frozen.by_lease;
+        match order {
+            Order::Freeze => self.frozen.by_order = true,
+            Order::Thaw => self.frozen.by_order = false,
+            Order::Renew { deadline, thaw } => {
+                self.deadline = self.deadline.max(Some(deadline));
+                self.frozen.by_lease &= !thaw;
+            }
+            Order::Shorten(deadline) => self.deadline = self.deadline.map(|held| held.min(deadline)),
+        }
+        self.settle(now, false);
+        frozen && !self.frozen.by_lease
+    }
+
     fn end(&mut self, reason: &str) {
+        self.unread.clear();
         (self.up, self.frozen, self.reason) = (false, Frozen::default(), Some(reason.to_owned()));
     }
 
@@ -149,6 +184,8 @@ pub struct Kernel {
     staged: Arc<Mutex<BTreeMap<MoveId, Staged>>>,
     /// So many further starts fail.
     failing_starts: Arc<AtomicU32>,
+    /// The supervisors hang.
+    hangs: Arc<AtomicBool>,
 }
 
 impl Kernel {
@@ -157,7 +194,9 @@ impl Kernel {
     }
 
     fn settle(&self, machines: &mut BTreeMap<MachineId, Machine>, now: Duration) {
-        let frozen = machines.values_mut().filter_map(|machine| machine.settle(now).then_some(())).count() as u64;
+        let hangs = self.hangs();
+        let settled = machines.values_mut().filter_map(|machine| machine.settle(now, hangs).then_some(()));
+        let frozen = settled.count() as u64;
         if frozen > 0 {
             self.count(|counts| counts.frozen += frozen);
         }
@@ -208,6 +247,33 @@ impl Kernel {
         self.failing_starts.store(starts, Ordering::Relaxed);
     }
 
+    /// Whether the supervisors hang.
+    pub fn hangs(&self) -> bool {
+        self.hangs.load(Ordering::Relaxed)
+    }
+
+    /// Lets the supervisors hang.
+    pub fn hang(&self) {
+        self.hangs.store(true, Ordering::Relaxed);
+    }
+
+    /// The supervisors go on, at `boottime`, with what they were told meanwhile.
+    pub fn unhang(&self, boottime: Duration) {
+        self.hangs.store(false, Ordering::Relaxed);
+        for machine in self.machines().values_mut().filter(|machine| machine.up) {
+            for order in std::mem::take(&mut machine.unread) {
+                machine.obey(order, boottime);
+            }
+        }
+    }
+
+    /// Nothing is left of any machine.
+    pub fn wipe(&self) {
+        self.staged().clear();
+        self.machines().clear();
+        self.hangs.store(false, Ordering::Relaxed);
+    }
+
     /// Whether the start under way fails.
     fn start_fails(&self) -> bool {
         let one_less = |left: u32| left.checked_sub(1);
@@ -220,6 +286,7 @@ impl Kernel {
 
     /// The power goes: everything ends, disks stay, and of what was coming what is prepared.
     pub fn power_cut(&self) {
+        self.hangs.store(false, Ordering::Relaxed);
         self.staged().retain(|_, staged| staged.prepared);
         self.machines()
             .values_mut()
@@ -272,6 +339,27 @@ impl FakeRuntime {
         let done = self.with(id, |machine| if machine.up { Ok(work(machine)) } else { Err(down(id)) })?;
         self.change();
         Ok(done)
+    }
+
+    /// Tells the supervisor of a machine that is up, and waits for its answer.
+    async fn tell_supervisor(&self, id: MachineId, order: Order, what: &'static str) -> Result<bool, RuntimeError> {
+        let (now, hangs) = (self.clock.boottime(), self.kernel.hangs());
+        let thawed = self.with_up(id, |machine| match hangs {
+            true => {
+                machine.unread.push(order);
+                false
+            }
+            false => machine.obey(order, now),
+        })?;
+        let mut waited = Duration::ZERO;
+        while hangs && self.kernel.hangs() {
+            if waited >= ANSWER {
+                return Err(RuntimeError::Timeout { id, what, after: ANSWER });
+            }
+            sleep(LOOK).await;
+            waited += LOOK;
+        }
+        Ok(thawed)
     }
 
     /// What is on a machine's disk now.
@@ -378,6 +466,7 @@ impl Runtime for FakeRuntime {
                 started_ms: None,
                 reason: None,
                 lost: false,
+                unread: Vec::new(),
             };
             machines.insert(id, fresh);
             Ok(())
@@ -445,24 +534,16 @@ impl Runtime for FakeRuntime {
 
     async fn freeze(&self, id: MachineId) -> Result<(), RuntimeError> {
         self.tell(id, "is frozen by order");
-        self.with_up(id, |machine| machine.frozen.by_order = true)
+        self.tell_supervisor(id, Order::Freeze, "freeze").await.map(drop)
     }
 
     async fn thaw(&self, id: MachineId) -> Result<(), RuntimeError> {
         self.tell(id, "is thawed by order");
-        self.with_up(id, |machine| machine.frozen.by_order = false)
+        self.tell_supervisor(id, Order::Thaw, "thaw").await.map(drop)
     }
 
     async fn renew(&self, id: MachineId, deadline: Duration, thaw: bool) -> Result<(), RuntimeError> {
-        let now = self.clock.boottime();
-        let thawed = self.with_up(id, |machine| {
-            let frozen = machine.frozen.by_lease;
-            machine.deadline = machine.deadline.max(Some(deadline));
-            machine.frozen.by_lease &= !thaw;
-            machine.settle(now);
-            frozen && !machine.frozen.by_lease
-        })?;
-        if thawed {
+        if self.tell_supervisor(id, Order::Renew { deadline, thaw }, "renew").await? {
             self.kernel.count(|counts| counts.thawed += 1);
             self.tell(id, "is thawed: its lease was renewed");
         }
@@ -470,11 +551,7 @@ impl Runtime for FakeRuntime {
     }
 
     async fn shorten(&self, id: MachineId, deadline: Duration) -> Result<(), RuntimeError> {
-        let now = self.clock.boottime();
-        self.with_up(id, |machine| {
-            machine.deadline = machine.deadline.map(|held| held.min(deadline));
-            machine.settle(now);
-        })
+        self.tell_supervisor(id, Order::Shorten(deadline), "shorten").await.map(drop)
     }
 
     async fn fence(&self, id: MachineId) -> Result<bool, RuntimeError> {

@@ -23,6 +23,7 @@ pub mod kernel;
 pub mod layers;
 pub mod limits;
 pub mod net;
+pub mod ports;
 pub mod power;
 pub mod random;
 pub mod report;

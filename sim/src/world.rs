@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::actor::{HostId, Moment, Software};
+use crate::actor::{Ending, HostId, Moment, Software};
 use crate::ambient::{self, Ambient, within};
 use crate::disk::Loss;
 use crate::faults::{Action, Faults, Plan, Skip};
@@ -176,11 +176,17 @@ impl World {
                     host.end(to_us, End::CutByDisk, back_us, &self.around);
                     self.count("cuts");
                 }
-                Step::Exited => {
+                Step::Exited(Ending::Restart) => {
                     host.end(to_us, End::Daemon, to_us + EXIT_RESTART_US, &self.around);
                     self.count("exits");
                 }
+                Step::Exited(Ending::Reinstall) => {
+                    let id = host.id();
+                    self.wipe(id, to_us, EXIT_RESTART_US);
+                    self.count("reinstalled");
+                }
             }
+            self.hosts[index].supervise(to_us);
         }
         self.now_us = to_us;
         self.check();
@@ -189,12 +195,15 @@ impl World {
     /// The invariants that are cheap enough for every step.
     fn check(&self) {
         let now_us = self.now_us;
-        let judged = self.hosts.iter().filter(|host| !host.is_mistaken(now_us));
-        let running = judged.flat_map(|host| host.running(now_us).into_iter().map(|machine| (host.id(), machine)));
-        let running: Vec<_> = running.collect();
+        let running = |mistaken: bool| {
+            let hosts = self.hosts.iter().filter(move |host| host.is_mistaken(now_us) == mistaken);
+            let each = hosts.flat_map(|host| host.running(now_us).into_iter().map(|machine| (host.id(), machine)));
+            each.collect::<Vec<_>>()
+        };
+        let (running, unjudged) = (running(false), running(true));
         let takeovers = self.around.software.takeovers();
         let twice = one_owner::check(running.iter().copied());
-        for found in twice.into_iter().chain(self.around.software.judge(&running, &takeovers)) {
+        for found in twice.into_iter().chain(self.around.software.judge(&running, &unjudged, &takeovers)) {
             self.around.trace.violation(now_us, &found);
         }
         for takeover in takeovers {
@@ -287,7 +296,42 @@ impl World {
                 self.count_many("machine-deaths", u64::from(ended));
             }
             Action::FailStarts(id, starts) => self.host(*id).fail_starts(*starts),
+            Action::Hang(id, length_us) => {
+                self.host(*id).hang((now_us + length_us).min(calm_us));
+                self.count("hangs");
+            }
+            Action::Leave(id) => self.around.software.leaves(*id),
+            Action::Rot(id, down_us) => self.lose(*id, *down_us, true),
+            Action::LoseDisk(id, down_us) => self.lose(*id, *down_us, false),
         }
+    }
+
+    /// A host loses its power and what is on its disk, or a bit of it, if the others can go on without.
+    fn lose(&mut self, id: HostId, down_us: u64, rots: bool) {
+        let up = self.up();
+        if !up.contains(&id) || !self.observe(|software| software.may_lose(id, &up)) {
+            return;
+        }
+        if !rots {
+            self.wipe(id, self.now_us, down_us);
+            self.count("lost-disks");
+            return;
+        }
+        self.end(id, End::PowerCut(Loss::DropAll), down_us);
+        if let Some(name) = self.host(id).disk().rot_somewhere() {
+            self.around.trace.event(self.now_us, id, &format_args!("a bit of {name} rots"));
+            self.around.software.rotted(id);
+            self.count("rotted");
+        }
+    }
+
+    /// Ends a host; it comes back with a new disk.
+    fn wipe(&mut self, id: HostId, now_us: u64, down_us: u64) {
+        let host = &mut self.hosts[id.0 as usize - 1];
+        host.end(now_us, End::PowerCut(Loss::DropAll), now_us + down_us, &self.around);
+        host.wipe();
+        self.around.trace.event(now_us, id, &"has a new disk");
+        self.around.software.wiped(id);
     }
 
     fn disk(&mut self, action: &Action) {

@@ -33,6 +33,7 @@ use crate::images::service::{Images, Ready};
 use crate::moving::marker::Notes;
 use crate::reconcile::backoff::Retries;
 use crate::reconcile::held::Held;
+use crate::reconcile::publish::Ports;
 use crate::room::{self, Room};
 use crate::runtime::Runtime;
 use crate::schedule::{self, Candidate, Inventory};
@@ -69,6 +70,8 @@ pub struct Context {
     pub runtime: Arc<dyn Runtime>,
     /// Takes the layers of machines from node to node.
     pub layers: Arc<dyn Layers>,
+    /// Opens published ports.
+    pub ports: Arc<dyn Ports>,
     /// Images of this node, and how to get others.
     pub images: Arc<dyn Images>,
     /// What must never disagree.

@@ -28,6 +28,7 @@ use crate::config::{CA_FILE, LOCK_FILE, NodeOptions, Start};
 use crate::host::{DiskSpace, Host, Pressure, ThisHost};
 use crate::images::service::ImageStore;
 use crate::moving::marker;
+use crate::reconcile::publish::HostPorts;
 use crate::runtime::Runtime;
 use crate::runtime::absent::NoMachines;
 use crate::runtime::container::{ContainerConfig, ContainerRuntime};
@@ -297,6 +298,7 @@ fn parts(
     Ok(Parts {
         host,
         layers: Arc::new(HostLayers::new(runtime.clone(), data.join("staging"), clock)),
+        ports: Arc::new(HostPorts(runtime.clone())),
         runtime,
         images: Box::new(move |transport| match ImageStore::open(&images, transport, IMAGE) {
             Ok(store) => Arc::new(store),

@@ -45,6 +45,7 @@ use crate::host::{Host, offered};
 use crate::images::service::Images;
 use crate::moving::marker::Notes;
 use crate::reconcile::held::Held;
+use crate::reconcile::publish::Ports;
 use crate::runtime::Runtime;
 use crate::transfer::Layers;
 use crate::{caretaker, cleanup, moving, reconcile, room};
@@ -64,6 +65,8 @@ pub struct Parts {
     pub runtime: Arc<dyn Runtime>,
     /// Takes the layers of machines from node to node.
     pub layers: Arc<dyn Layers>,
+    /// Opens published ports.
+    pub ports: Arc<dyn Ports>,
     /// Makes the image store, which fetches through the transport.
     pub images: MakeImages,
 }
@@ -256,6 +259,7 @@ impl Node {
             host: parts.host,
             runtime: parts.runtime,
             layers: parts.layers,
+            ports: parts.ports,
             images: (parts.images)(&transport),
             ledger,
             transport,

@@ -19,7 +19,7 @@ use crate::room::Room;
 pub mod backoff;
 pub mod driver;
 pub mod held;
-mod publish;
+pub mod publish;
 
 /// What this node has of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,5 +1,6 @@
 //! Published ports: a listener of the owner's host for each, while the machine is up.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -12,11 +13,38 @@ use netvirt::proxy::{Proxy, ProxyConfig, ProxyError};
 use super::Local;
 use crate::node::context::Context;
 use crate::node::failures::words;
+use crate::runtime::Runtime;
+
+/// An open port: dropping it closes it.
+pub type Open = Box<dyn Any + Send>;
+
+/// The seam of published ports: who opens them on this host.
+pub trait Ports: Send + Sync {
+    /// Opens a port of this host that leads to one of a machine.
+    ///
+    /// # Errors
+    /// When it is another program's, or none that this node may have.
+    fn open(&self, machine: MachineId, config: ProxyConfig) -> Result<Open, ProxyError>;
+}
+
+/// The ports of the real host.
+pub struct HostPorts(pub Arc<dyn Runtime>);
+
+impl Ports for HostPorts {
+    fn open(&self, machine: MachineId, config: ProxyConfig) -> Result<Open, ProxyError> {
+        let runtime = self.0.clone();
+        let connect = move |port| {
+            let runtime = runtime.clone();
+            async move { runtime.connect(machine, port).await.map_err(std::io::Error::other) }
+        };
+        Ok(Box::new(Proxy::start(config, connect)?))
+    }
+}
 
 /// The listeners of this node.
 pub struct Published {
     context: Arc<Context>,
-    open: BTreeMap<Key, (Publish, Proxy)>,
+    open: BTreeMap<Key, (Publish, Open)>,
 }
 
 /// A port of a machine: the host's, at one address or all.
@@ -73,13 +101,8 @@ impl Published {
         self.context.unpublished.send_replace(failed);
     }
 
-    fn open_one(&self, machine: MachineId, port: Publish) -> Result<Proxy, ProxyError> {
-        let runtime = self.context.runtime.clone();
+    fn open_one(&self, machine: MachineId, port: Publish) -> Result<Open, ProxyError> {
         let listen = SocketAddr::new(port.ip.unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED)), port.host_port);
-        let connect = move |port| {
-            let runtime = runtime.clone();
-            async move { runtime.connect(machine, port).await.map_err(std::io::Error::other) }
-        };
-        Proxy::start(ProxyConfig { listen, port: port.machine_port }, connect)
+        self.context.ports.open(machine, ProxyConfig { listen, port: port.machine_port })
     }
 }

@@ -48,7 +48,7 @@ pub(crate) use snapshots::encode_state;
 /// The database's name in the data directory.
 pub(crate) const FILE: &str = "ledger.redb";
 /// Version of the database's layout that this program writes.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");

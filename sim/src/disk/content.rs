@@ -6,6 +6,8 @@ use rand::{Rng, RngExt};
 
 /// Sector size of torn writes, in bytes.
 const SECTOR_BYTES: u64 = 512;
+/// So often rot looks for a sector that something was written to: it is of no interest elsewhere.
+const ROT_TRIES: usize = 32;
 
 /// What a power cut does to the writes that were not synced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,7 +145,11 @@ impl Content {
         if self.synced.is_empty() {
             return false;
         }
-        let at = rng.random_range(0..self.synced.len());
+        let (sector, length) = (SECTOR_BYTES as usize, self.synced.len());
+        let written =
+            |at: &usize| self.synced[at - at % sector..length.min(at - at % sector + sector)].iter().any(|b| *b != 0);
+        let mut places = (0..ROT_TRIES).map(|_| rng.random_range(0..length));
+        let Some(at) = places.find(written) else { return false };
         let mask = 1_u8 << (rng.next_u32() % 8);
         self.synced[at] ^= mask;
         if let Some(byte) = self.cached.get_mut(at) {

@@ -13,7 +13,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fabric::seams::Disk;
+use rand::RngExt;
 use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
 
 mod content;
 mod directory;
@@ -246,6 +248,27 @@ impl HostDisk {
     /// Nothing is wrong any more.
     pub fn mend(&self) {
         self.trouble(Trouble::default());
+    }
+
+    /// Flips one bit that was written, of any durable file: one in two times by how large they are. Returns which.
+    pub fn rot_somewhere(&self) -> Option<String> {
+        let mut medium = lock(&self.medium);
+        let Medium { files, names, rng, .. } = &mut *medium;
+        let size = |inode: &Inode| files.get(inode).map_or(0, |file| file.synced().len());
+        let named: Vec<(String, Inode)> = names.synced().map(|(name, inode)| (name.to_owned(), inode)).collect();
+        let by_size = rng.random_bool(0.5);
+        let weight = |(_, inode): &(String, Inode)| if by_size { size(inode) } else { 1 };
+        let (name, inode) = named.choose_weighted(rng, weight).ok()?.clone();
+        files.get_mut(&inode)?.rot(rng).then_some(name)
+    }
+
+    /// Everything on it is gone, as on a new disk.
+    pub fn wipe(&self) {
+        let mut medium = lock(&self.medium);
+        medium.files.clear();
+        medium.open.clear();
+        medium.names = Directory::default();
+        medium.trouble = Trouble::default();
     }
 
     /// Flips one bit of a durable file; `false` when there is none of that name or it is empty.

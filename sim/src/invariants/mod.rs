@@ -1,6 +1,8 @@
 //! What must hold, one file each, after design section 14.
 
 pub mod acknowledged;
+pub mod addresses;
+pub mod admissions;
 pub mod converged;
 pub mod linearizable;
 pub mod machines_once;

@@ -68,6 +68,14 @@ pub enum Deed {
     EndMachine(Who),
     /// So many starts of machines fail.
     FailStarts(Who, u32),
+    /// The supervisors hang for so many microseconds.
+    Hang(Who, u64),
+    /// A bit of what was synced flips while the power is away for so many microseconds.
+    Rot(Who, u64),
+    /// The disks are lost with the power; empty ones come with it after so many microseconds.
+    LoseDisk(Who, u64),
+    /// They leave, and join again.
+    Leave(Who),
 }
 
 impl Deed {
@@ -86,7 +94,11 @@ impl Deed {
             | Deed::FailSyncs(who, _)
             | Deed::Mend(who)
             | Deed::EndMachine(who)
-            | Deed::FailStarts(who, _) => (Some(who), None),
+            | Deed::FailStarts(who, _)
+            | Deed::Hang(who, _)
+            | Deed::Rot(who, _)
+            | Deed::LoseDisk(who, _)
+            | Deed::Leave(who) => (Some(who), None),
         };
         first == Some(&Who::Leader) || second == Some(&Who::Leader)
     }
@@ -206,6 +218,10 @@ impl Cast<'_> {
             Deed::Mend(who) => self.each(who, Action::MendDisk),
             Deed::EndMachine(who) => self.each(who, |host| Action::EndMachine(host, 0)),
             Deed::FailStarts(who, starts) => self.each(who, |host| Action::FailStarts(host, *starts)),
+            Deed::Hang(who, length_us) => self.each(who, |host| Action::Hang(host, *length_us)),
+            Deed::Rot(who, length_us) => self.each(who, |host| Action::Rot(host, *length_us)),
+            Deed::LoseDisk(who, length_us) => self.each(who, |host| Action::LoseDisk(host, *length_us)),
+            Deed::Leave(who) => self.each(who, Action::Leave),
         }
     }
 }

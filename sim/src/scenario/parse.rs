@@ -116,7 +116,7 @@ fn deed(words: &mut Words<'_>, nodes: u64) -> Result<Deed, ScenarioError> {
     if verb == "heal" {
         return Ok(Deed::Heal);
     }
-    const VERBS: [&str; 13] = [
+    const VERBS: [&str; 17] = [
         "cut",
         "slow",
         "crash",
@@ -130,6 +130,10 @@ fn deed(words: &mut Words<'_>, nodes: u64) -> Result<Deed, ScenarioError> {
         "mend",
         "end-machine",
         "fail-starts",
+        "hang",
+        "rot",
+        "lose-disk",
+        "leave",
     ];
     if !VERBS.contains(&verb) {
         return Err(words.complain(format!("{verb:?} is none of expect, heal, {}", VERBS.join(", "))));
@@ -167,6 +171,10 @@ fn deed(words: &mut Words<'_>, nodes: u64) -> Result<Deed, ScenarioError> {
         "fail-syncs" => Deed::FailSyncs(who, words.number("a number of syncs")?),
         "mend" => Deed::Mend(who),
         "end-machine" => Deed::EndMachine(who),
+        "hang" => Deed::Hang(who, length(words)?),
+        "rot" => Deed::Rot(who, length(words)?),
+        "lose-disk" => Deed::LoseDisk(who, length(words)?),
+        "leave" => Deed::Leave(who),
         _ => Deed::FailStarts(who, words.number("a number of starts")?),
     })
 }

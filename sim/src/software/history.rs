@@ -22,7 +22,7 @@ use crate::actor::{Boot, HostId};
 use crate::invariants::linearizable::{self, Call, Operation, Verdict};
 use crate::invariants::same_state::{DIGEST_EVERY, SameState};
 use crate::invariants::takeovers::Takeover;
-use crate::invariants::{acknowledged, promises};
+use crate::invariants::{acknowledged, addresses, promises};
 use crate::report::tally;
 use crate::software::budget::Budget;
 
@@ -54,6 +54,7 @@ struct Book {
     value: u64,
     takeovers: Vec<Takeover>,
     taken_over: u64,
+    switches: Vec<(MachineId, u64)>,
     undecided: u64,
     reads: u64,
     /// The running ledgers.
@@ -108,6 +109,11 @@ impl History {
         std::mem::take(&mut self.book().takeovers)
     }
 
+    /// Moves that were decided since it was last asked, with the epochs that they began.
+    pub fn switches(&self) -> Vec<(MachineId, u64)> {
+        std::mem::take(&mut self.book().switches)
+    }
+
     /// Compares what is applied here with what others applied at the same index.
     async fn watch(&self, boot: &Boot, ledger: &Ledger) {
         let mut entries = ledger.subscribe();
@@ -119,8 +125,8 @@ impl History {
             };
             let words = format!("{entry:?}");
             boot.recorder.event(format_args!("applied {words}"));
-            if entry.verb == "takeover" && entry.refused.is_none() {
-                self.note_takeover(ledger, entry.index, &entry.about);
+            if matches!(entry.verb.as_ref(), "takeover" | "move-switch") && entry.refused.is_none() {
+                self.note_new_owner(ledger, &entry.verb, (entry.index, &entry.about));
             }
             let found = self.book().same.applied(boot.host, entry.index, &words);
             found.into_iter().for_each(|found| boot.recorder.violation(&found));
@@ -128,12 +134,15 @@ impl History {
         }
     }
 
-    /// Tells the world of a takeover, once.
-    fn note_takeover(&self, ledger: &Ledger, index: u64, about: &str) {
+    /// Tells the world of a takeover or of the decision of a move, once.
+    fn note_new_owner(&self, ledger: &Ledger, verb: &str, (index, about): (u64, &str)) {
         let is_new = self.book().same.is_new(index);
         let Some(machine) = about.parse::<MachineId>().ok().filter(|_| is_new) else { return };
         let epoch = ledger.read(|state| state.machines.get(&machine).map(|record| record.epoch));
         let mut book = self.book();
+        if verb == "move-switch" {
+            return book.switches.extend(epoch.map(|epoch| (machine, epoch)));
+        }
         book.taken_over += 1;
         book.takeovers.extend(epoch.map(|epoch| Takeover { machine, epoch }));
     }
@@ -146,7 +155,8 @@ impl History {
         }
         let shown = ledger.read_at(|index, state| {
             let digest = (index == status.applied).then(|| state.digest())?;
-            Some((state.settings.epoch, index, digest, promises::check(state)))
+            let broken = promises::check(state).or_else(|| addresses::check(state));
+            Some((state.settings.epoch, index, digest, broken))
         });
         let Some((epoch, index, digest, broken)) = shown else { return };
         let differs = self.book().same.shown(boot.host, (epoch, index), digest);
@@ -292,10 +302,12 @@ impl History {
                 failed.push(format!("I9: {host} has no ledger"));
                 continue;
             };
-            let (lost, broken) =
-                ledger.read(|state| (acknowledged::check(state, book.acknowledged.iter()), promises::check(state)));
+            let (lost, over, twice) = ledger.read(|state| {
+                let lost = acknowledged::check(state, book.acknowledged.iter());
+                (lost, promises::check(state), addresses::check(state))
+            });
             failed.extend(lost.map(|lost| format!("I2: {host} {lost}")));
-            failed.extend(broken);
+            failed.extend(over.into_iter().chain(twice));
             match first {
                 None => first = Some((*host, ledger)),
                 Some((other, reference)) => {

@@ -11,7 +11,7 @@ use fabric::transport::Transport;
 use raft_store::command::{Actor, Ca, Command};
 use raft_store::ledger::{Ledger, LedgerConfig, LedgerError, StartError, Surroundings};
 
-use crate::actor::{Boot, HostId, Software};
+use crate::actor::{Boot, Ending, HostId, Software};
 use crate::invariants::takeovers::Takeover;
 use crate::software::budget::Budget;
 use crate::software::cluster::Cluster;
@@ -113,7 +113,7 @@ impl Software for Ledgers {
                 // A disk that fails ends the program; whoever watches over it starts it again.
                 Err(error) if boot.disk.counts().failures > failures => {
                     boot.recorder.event(format_args!("does not start: {error:#}"));
-                    return boot.exit.leave();
+                    return boot.exit.leave(Ending::Restart);
                 }
                 Err(error) => return boot.recorder.violation(&format!("does not start: {error:#}")),
             };
@@ -131,7 +131,7 @@ impl Software for Ledgers {
                 biased;
                 reason = ledger.halted() => {
                     boot.recorder.event(format_args!("the ledger has stopped: {reason}"));
-                    boot.exit.leave();
+                    boot.exit.leave(Ending::Restart);
                 }
                 () = work => {}
             }

@@ -1,5 +1,6 @@
 //! What can be run on the hosts: parts of the product, from the transport alone to whole nodes, and a control.
 
+pub mod admins;
 pub mod budget;
 pub mod calls;
 pub mod cluster;
@@ -10,3 +11,4 @@ pub mod ledger;
 pub mod node;
 pub mod operators;
 pub mod ping;
+pub mod roster;

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use fabric::identity::NodeKey;
 use fabric::ids::{Digest, NodeId, TokenId};
 use fabric::limits::CERTIFICATE_TTL;
 use fabric::membership::Membership;
@@ -29,19 +30,24 @@ use smartnode::node::founding::{self, Own};
 use smartnode::node::{Node, NodeConfig, Parts};
 use tokio::time::sleep;
 
-use crate::actor::{Boot, HostId, Moment, Software};
+use crate::actor::{Boot, Ending, HostId, Moment, Software};
 use crate::invariants::converged::{self, View};
 use crate::invariants::takeovers::Takeover;
 use crate::kernel::Running;
 use crate::net::address;
+use crate::ports::FakePorts;
 use crate::scenario::Expectation;
+use crate::software::admins::Admins;
 use crate::software::budget::Budget;
 use crate::software::cluster::PORT;
 use crate::software::history::History;
 use crate::software::operators::Operators;
+use crate::software::roster::Roster;
 
 /// Between two tries of anything.
 const RETRY: Duration = Duration::from_millis(300);
+/// A node that has run for so long on what its disk holds has read what it needs of it.
+const PROVEN: Duration = Duration::from_secs(3);
 /// The host that founds the cluster.
 const FOUNDER: HostId = HostId(1);
 
@@ -89,16 +95,18 @@ pub struct Nodes {
     operators: Operators,
     /// Who is alive, as every running node has it.
     members: Arc<Mutex<BTreeMap<HostId, Membership>>>,
-    /// What the operator wrote down.
-    token: Arc<Mutex<Option<JoinToken>>>,
+    roster: Roster,
+    admins: Admins,
     calm_us: u64,
 }
 
 impl Nodes {
     /// The calm begins at `calm_us`; clients and operators together may do what `budget` allows.
     pub fn new(calm_us: u64, budget: Budget) -> Self {
-        let (history, operators) = (History::new(budget.clone()), Operators::new(budget));
-        Nodes { history, operators, members: Arc::default(), token: Arc::default(), calm_us }
+        let roster = Roster::default();
+        let (history, operators) = (History::new(budget.clone()), Operators::new(budget.clone()));
+        let admins = Admins::new(roster.clone(), budget);
+        Nodes { history, operators, members: Arc::default(), roster, admins, calm_us }
     }
 
     fn members(&self) -> MutexGuard<'_, BTreeMap<HostId, Membership>> {
@@ -111,7 +119,9 @@ impl Nodes {
         let view = |host: &HostId| {
             let (membership, ledger) = (members.get(host)?, self.history.ledger(&[*host])?);
             let alive = membership.active().into_keys().collect();
-            Some((*host, View { node: ledger.node(), alive, voters: ledger.status().voters.into_iter().collect() }))
+            let nodes = ledger.read(|state| state.nodes.keys().copied().collect());
+            let voters = ledger.status().voters.into_iter().collect();
+            Some((*host, View { node: ledger.node(), alive, voters, nodes }))
         };
         up.iter().filter_map(view).collect()
     }
@@ -151,19 +161,17 @@ impl Nodes {
         })
     }
 
-    fn token(&self) -> Option<JoinToken> {
-        self.token.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
     /// Founds or joins, until this directory is a member's.
     async fn enter(&self, boot: &Boot) -> anyhow::Result<()> {
+        let installs = self.roster.installs(boot.host);
+        let name = if installs == 0 { boot.host.to_string() } else { format!("{}-{installs}", boot.host) };
         let own = Own {
-            name: boot.host.to_string().parse()?,
+            name: name.parse()?,
             advertise: SocketAddr::new(address(boot.host), PORT),
             zone: String::new(),
             labels: Labels::new(),
         };
-        if boot.host == FOUNDER {
+        if boot.host == FOUNDER && installs == 0 {
             founding::init(&boot.seams, &QuietHost, &own)?;
             return Ok(());
         }
@@ -177,9 +185,15 @@ impl Nodes {
             if member {
                 return Ok(());
             }
-            if let Some(token) = self.token() {
+            let node = NodeKey::load_or_generate(&*boot.seams.disk, &*boot.seams.entropy)?.id();
+            self.roster.is(boot.host, node);
+            if let Some(token) = self.roster.token(boot.host) {
                 match founding::join(&boot.seams, &QuietHost, &own, &peers, &token).await {
-                    Ok(_) => return Ok(()),
+                    Ok(_) => {
+                        let found = self.roster.admitted(&token, node);
+                        found.into_iter().for_each(|found| boot.recorder.violation(&found));
+                        return Ok(());
+                    }
                     Err(error) => boot.recorder.event(format_args!("not joined: {error}")),
                 }
             }
@@ -192,28 +206,31 @@ impl Nodes {
         let context = node.context();
         let ca = { context.trust.read().unwrap_or_else(PoisonError::into_inner).cas().next().map(Digest::of) };
         let Some(ca) = ca else { return boot.recorder.violation("a founder trusts no CA") };
-        while self.token().is_none() {
+        let uses = boot.hosts.saturating_sub(1).max(1);
+        while !self.roster.has_first() {
             let token = JoinToken { id: TokenId(draw(&*boot.seams.entropy)), secret: draw(&*boot.seams.entropy), ca };
             let create = Command::CreateToken {
                 id: token.id,
                 secret_hash: token.secret_hash(),
                 role: Role::Voter,
-                uses: boot.hosts as u32,
+                uses: uses as u32,
                 ttl_ms: CERTIFICATE_TTL.as_millis() as u64,
             };
             match context.ledger.write(Actor::fabric(context.me), None, create).await {
-                Ok(_) => *self.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(token),
+                Ok(_) => self.roster.give_first(token, uses as usize),
                 Err(error) => boot.recorder.event(format_args!("no token: {error}")),
             }
         }
     }
 
-    async fn run(&self, boot: &Boot) -> anyhow::Result<()> {
+    /// Runs a node until its daemon ends, and tells what is to follow.
+    async fn run(&self, boot: &Boot) -> anyhow::Result<Ending> {
         self.enter(boot).await?;
         let parts = Parts {
             host: Arc::new(QuietHost),
             runtime: boot.machines.clone(),
             layers: boot.layers.clone(),
+            ports: Arc::new(FakePorts::default()),
             images: Box::new(|_| Arc::new(AllImages)),
         };
         let listen = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), PORT);
@@ -221,37 +238,62 @@ impl Nodes {
         let config = NodeConfig { listen, advertise: None, data_dir, zone: None, labels: None };
         let node = Node::start(boot.seams.clone(), parts, config).await?;
         boot.recorder.event(format_args!("node {:?} runs", node.context().me));
-        if boot.host == FOUNDER {
+        self.roster.is(boot.host, node.context().me);
+        if boot.host == FOUNDER && self.roster.installs(boot.host) == 0 {
             self.make_token(boot, &node).await;
         }
         self.members().insert(boot.host, node.context().membership.clone());
         let ledger = node.context().ledger.clone();
         let work = async {
-            tokio::join!(self.history.follow(boot, ledger.clone()), self.operators.work(boot, node.context()));
+            tokio::join!(
+                self.history.follow(boot, ledger.clone()),
+                self.operators.work(boot, node.context()),
+                self.admins.work(boot, &node),
+                self.prove(boot),
+            );
             std::future::pending::<()>().await;
         };
         // The daemon ends when its ledger has stopped, and is started again.
         tokio::select! {
             biased;
             reason = ledger.halted() => Err(anyhow::anyhow!("the ledger has stopped: {reason}")),
-            () = work => Ok(()),
+            () = self.admins.leave(boot, &node) => {
+                let me = node.context().me;
+                anyhow::ensure!(self.roster.has_left(me), "{} was removed, and nobody had asked for that", me.short());
+                self.roster.reached("left");
+                Ok(Ending::Reinstall)
+            }
+            () = work => Ok(Ending::Restart),
         }
+    }
+
+    /// What a disk holds is good when a node has gone on with it for a while.
+    async fn prove(&self, boot: &Boot) {
+        sleep(PROVEN).await;
+        self.roster.is_well(boot.host);
     }
 }
 
 impl Software for Nodes {
     fn boot(&self, boot: Boot) -> BoxFuture<()> {
         let this = self.clone();
+        self.roster.boots(boot.host);
         Box::pin(async move {
             let failures = boot.disk.counts().failures;
-            if let Err(error) = this.run(&boot).await {
+            let ending = this.run(&boot).await.unwrap_or_else(|error| {
+                boot.recorder.event(format_args!("the daemon ends: {error:#}"));
+                // Data that has rotted is refused; whoever runs the node lets it join anew then.
+                if this.roster.is_rotten(boot.host) {
+                    this.roster.reached("rot-refused");
+                    return Ending::Reinstall;
+                }
                 // What a disk that fails does to a node is to end it; without such a reason it must go on.
                 if boot.has_power() && boot.disk.counts().failures == failures {
                     boot.recorder.violation(&format!("the node ends: {error:#}"));
                 }
-                boot.recorder.event(format_args!("the daemon ends: {error:#}"));
-                boot.exit.leave();
-            }
+                Ending::Restart
+            });
+            boot.exit.leave(ending);
         })
     }
 
@@ -264,6 +306,9 @@ impl Software for Nodes {
     fn verdict(&self, up: &[HostId]) -> Vec<String> {
         let mut failed = self.history.verdict(up, self.calm_us);
         let views = self.views(up);
+        let newcomer =
+            |(host, view): &(&HostId, &View)| self.roster.installs(**host) > 0 && view.voters.contains(&view.node);
+        views.iter().filter(newcomer).for_each(|_| self.roster.reached("voter-replaced"));
         failed.extend(converged::check(&views, voters::target(up.len(), &voters::Config::default())));
         if let Some(ledger) = self.history.ledger(up) {
             failed.extend(self.operators.verdict(up, &ledger));
@@ -271,12 +316,45 @@ impl Software for Nodes {
         failed
     }
 
+    fn may_lose(&self, host: HostId, up: &[HostId]) -> bool {
+        let gone = self.roster.gone();
+        if self.roster.has_others_without_data(host) || up.len() < 3 {
+            return false;
+        }
+        // Whoever was lost before must have been replaced in all views, so that the next one is the only one.
+        let ledgers = up.iter().map(|host| self.history.ledger(&[*host]));
+        ledgers.into_iter().all(|ledger| {
+            ledger.is_some_and(|ledger| {
+                let (voters, learned) =
+                    (ledger.status().voters, ledger.read(|state| !state.nodes.keys().any(|id| gone.contains(id))));
+                learned && voters.len() >= 3 && !voters.iter().any(|id| gone.contains(id))
+            })
+        })
+    }
+
+    fn rotted(&self, host: HostId) {
+        self.roster.rotted(host);
+    }
+
+    fn wiped(&self, host: HostId) {
+        self.roster.wiped(host);
+    }
+
+    fn leaves(&self, host: HostId) {
+        self.roster.leaves(host);
+    }
+
     fn takeovers(&self) -> Vec<Takeover> {
         self.history.takeovers()
     }
 
-    fn judge(&self, running: &[(HostId, Running)], takeovers: &[Takeover]) -> Option<String> {
-        self.operators.judge(running, takeovers)
+    fn judge(
+        &self,
+        running: &[(HostId, Running)],
+        unjudged: &[(HostId, Running)],
+        takeovers: &[Takeover],
+    ) -> Option<String> {
+        self.operators.judge(running, unjudged, (takeovers, &self.history.switches()))
     }
 
     fn leader(&self, up: &[HostId]) -> Option<HostId> {
@@ -290,6 +368,7 @@ impl Software for Nodes {
     fn counts(&self) -> BTreeMap<String, u64> {
         let mut counts = self.history.counts();
         counts.extend(self.operators.counts());
+        counts.extend(self.roster.counts());
         counts
     }
 }

@@ -1,4 +1,4 @@
-//! An operator at every node makes machines, exclusive ones too, restarts them, moves, stops, starts and deletes them:
+//! An operator at every node makes machines, exclusive ones too, restarts, labels, moves, stops, starts and deletes them:
 //! under faults their owners die and are replaced, so leases, takeovers and the reconciler all have work.
 //!
 //! The judgement after the calm is `invariants::machines_once`; that an exclusive machine never runs twice is checked by
@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fabric::ids::{Digest, MachineId, NodeId};
-use fabric::model::{Desired, Labels, MachineRecord, MachineSpec, Name, Quota, Resources, Restart};
+use fabric::model::{Desired, Labels, MachineRecord, MachineSpec, Name, Publish, Quota, Resources, Restart};
 use fabric::seams::draw;
-use raft_store::command::{Actor, Command};
+use raft_store::command::{Actor, Command, LabelPatch};
 use raft_store::ledger::Ledger;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -25,9 +25,9 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::actor::{Boot, HostId, Recorder};
-use crate::invariants::machines_once;
 use crate::invariants::moved::Moved;
 use crate::invariants::takeovers::Takeover;
+use crate::invariants::{machines_once, promises};
 use crate::kernel::{FakeRuntime, Running};
 use crate::software::budget::Budget;
 
@@ -43,6 +43,11 @@ const PAUSE_MS: std::ops::Range<u64> = 300..2_000;
 const MOVES: f64 = 0.3;
 /// The kind of operation that a move is.
 const MOVE: &str = "move";
+/// Ports of hosts that machines publish, and how many machines one.
+const PORTS: std::ops::Range<u16> = 8_000..8_004;
+const PORT_SHARED_BY: usize = 2;
+/// How often a machine publishes one.
+const PUBLISHES: f64 = 0.5;
 /// The image that every machine is of.
 const IMAGE: &str = "simulated";
 
@@ -94,13 +99,22 @@ fn next_move(ledger: &Ledger, rng: &mut StdRng) -> Option<(MachineRecord, NodeId
     Some((record, *others.choose(rng)?))
 }
 
-fn spec(exclusive: bool) -> MachineSpec {
+/// A port to publish, or none: one that few machines have.
+fn next_port(ledger: &Ledger, rng: &mut StdRng) -> Option<Publish> {
+    let host_port = rng.random_range(PORTS);
+    let has = |record: &MachineRecord| record.spec.publish.iter().any(|port| port.host_port == host_port);
+    let others = ledger.read(|state| state.machines.values().filter(|record| has(record)).count());
+    let publishes = others < PORT_SHARED_BY && rng.random_bool(PUBLISHES);
+    publishes.then_some(Publish { ip: None, host_port, machine_port: 80 })
+}
+
+fn spec(exclusive: bool, publish: Option<Publish>) -> MachineSpec {
     MachineSpec {
         image: name(IMAGE),
         command: Vec::new(),
         env: Vec::new(),
         resources: Resources { cpu_millis: CPU_MILLIS, ..Resources::default() },
-        publish: Vec::new(),
+        publish: publish.into_iter().collect(),
         labels: Labels::new(),
         exclusive,
         restart: Restart::Always,
@@ -172,10 +186,18 @@ impl Operators {
     }
 
     /// What does not hold of what runs now.
-    pub fn judge(&self, running: &[(HostId, Running)], takeovers: &[Takeover]) -> Option<String> {
+    pub fn judge(
+        &self,
+        running: &[(HostId, Running)],
+        unjudged: &[(HostId, Running)],
+        handed_over: (&[Takeover], &[(MachineId, u64)]),
+    ) -> Option<String> {
         let mut known = self.known();
         let Known { moved, contexts, .. } = &mut *known;
+        let (takeovers, switches) = handed_over;
         takeovers.iter().for_each(|takeover| moved.taken_over(*takeover));
+        switches.iter().for_each(|(machine, epoch)| moved.switched(*machine, *epoch));
+        unjudged.iter().for_each(|(_, machine)| moved.ran(machine));
         moved.check(running, |host, id| contexts.get(&host)?.ledger.read(|state| state.machines.get(&id)?.placement))
     }
 
@@ -236,11 +258,12 @@ impl Operators {
         if fresh || machines.is_empty() {
             let id = MachineId(draw(&*boot.seams.entropy));
             let own = name(&format!("m{:08x}", rng.random::<u32>()));
+            let publish = next_port(ledger, rng);
             return Some(Command::CreateMachine {
                 id,
                 tenant,
                 name: own,
-                spec: Box::new(spec(rng.random_bool(0.6))),
+                spec: Box::new(spec(rng.random_bool(0.6), publish)),
                 desired: Desired::Running,
             });
         }
@@ -252,6 +275,11 @@ impl Operators {
             (1, Desired::Running) => Some(want(Desired::Stopped)),
             (_, Desired::Stopped) => Some(want(Desired::Running)),
             (2, _) => Some(Command::RestartMachine { machine, expected_revision: None }),
+            (3, _) => {
+                let set = Labels::from([("turn".to_owned(), rng.random_range(0..9).to_string())]);
+                let patch = LabelPatch { set, ..LabelPatch::default() };
+                Some(Command::UpdateLabels { machine, patch, expected_revision: None })
+            }
             _ => None,
         }
     }
@@ -262,6 +290,8 @@ impl Operators {
         let nodes = known.nodes.clone();
         let (wanted, epochs) = ledger.read(|state| {
             let running = state.machines.values().filter(|record| record.desired == Desired::Running);
+            let running =
+                running.filter(|record| record.placement.is_some() || promises::fits_somewhere(state, record));
             let place = |record: &fabric::model::MachineRecord| {
                 record.placement.and_then(|placement| Some((*nodes.get(&placement.node)?, placement.epoch)))
             };
