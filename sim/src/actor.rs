@@ -168,9 +168,8 @@ pub trait Software: fmt::Debug + Send + Sync {
         Vec::new()
     }
 
-    /// What does not hold of what runs now, after these takeovers. Of hosts whose clock stood still, it only knows that
-    /// what runs there has run.
-    fn judge(&self, _running: &[(HostId, Running)], _unjudged: &[(HostId, Running)], _: &[Takeover]) -> Option<String> {
+    /// What does not hold of what runs now, after these takeovers.
+    fn judge(&self, _: &[(HostId, Running)], _: &[Takeover]) -> Option<String> {
         None
     }
 

@@ -195,15 +195,12 @@ impl World {
     /// The invariants that are cheap enough for every step.
     fn check(&self) {
         let now_us = self.now_us;
-        let running = |mistaken: bool| {
-            let hosts = self.hosts.iter().filter(move |host| host.is_mistaken(now_us) == mistaken);
-            let each = hosts.flat_map(|host| host.running(now_us).into_iter().map(|machine| (host.id(), machine)));
-            each.collect::<Vec<_>>()
-        };
-        let (running, unjudged) = (running(false), running(true));
+        let judged = self.hosts.iter().filter(|host| !host.is_mistaken(now_us));
+        let running = judged.flat_map(|host| host.running(now_us).into_iter().map(|machine| (host.id(), machine)));
+        let running: Vec<_> = running.collect();
         let takeovers = self.around.software.takeovers();
         let twice = one_owner::check(running.iter().copied());
-        for found in twice.into_iter().chain(self.around.software.judge(&running, &unjudged, &takeovers)) {
+        for found in twice.into_iter().chain(self.around.software.judge(&running, &takeovers)) {
             self.around.trace.violation(now_us, &found);
         }
         for takeover in takeovers {

@@ -386,7 +386,8 @@ fn unleased() -> Failure {
     Failure::new(UNLEASED, "the lease of this node lapsed before the machine could start")
 }
 
-/// Tells the ledger that this node could not do it: the machine is tried elsewhere, after a while that doubles.
+/// Tells the ledger that this node could not do it: the machine is tried again after a while that doubles; elsewhere, if it
+/// has never run here.
 async fn give_back(
     context: &Context,
     held: &HeldGuard,

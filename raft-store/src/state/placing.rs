@@ -272,10 +272,11 @@ impl State {
         back_off_ms: u64,
     ) -> Result<Outcome, Refusal> {
         let (machine, placement) = self.owned_placement(actor, id, epoch)?;
-        let pinned = machine.spec.pinned == Some(actor);
+        // Its disk is here, and whoever went elsewhere without it would begin with an empty one.
+        let bound = machine.spec.pinned == Some(actor) || placement.confirmed;
         // A move that failed at one end goes back to the other, where the disk and the room are kept.
         let back = unsettled(&placement).map(|(_, other)| other).filter(|other| self.nodes.contains_key(other));
-        let stays = pinned || (unsettled(&placement).is_some() && back.is_none());
+        let stays = bound || (unsettled(&placement).is_some() && back.is_none());
         if let (Some(other), false) = (back, stays) {
             self.hand_over(id, other, Some(Previous { node: actor, epoch }), false);
         }

@@ -2,8 +2,8 @@
 //!
 //! Source: design sections 8 and 14. A machine that runs writes all the time, so what its disk held when it last ran is
 //! acknowledged. In the next epoch it runs on that disk, with all of it, unless it was taken over, which loses what its dead
-//! owner wrote; and once it runs where it was moved to, it runs nowhere in the epoch that it was moved away from. Where it was
-//! moved to and never ran, its disk is not given up for a new one while nobody has died. Copies in older epochs are of no
+//! owner wrote; and once it runs where it was moved to, it runs nowhere in the epoch that it was moved away from. A disk that
+//! its owner has told the ledger of is not given up for a new one while that owner lives. Copies in older epochs are of no
 //! interest otherwise: a partition leaves them running where the machine is not exclusive (I1 is for those that are).
 
 use std::cmp::Ordering;
@@ -32,10 +32,8 @@ pub struct Moved {
     seen: BTreeMap<MachineId, Seen>,
     /// Epochs that a takeover began: what the former owner wrote may be lost.
     taken: BTreeSet<(MachineId, u64)>,
-    /// Epochs that a move began.
-    brought: BTreeSet<(MachineId, u64)>,
-    /// Epochs in which a machine was seen to run.
-    ran: BTreeSet<(MachineId, u64)>,
+    /// Epochs whose owner has told that it has the disk.
+    confirmed: BTreeSet<(MachineId, u64)>,
     /// Machines that were seen to run on the disk that a move had brought.
     arrived: u64,
 }
@@ -46,14 +44,9 @@ impl Moved {
         self.taken.insert((takeover.machine, takeover.epoch));
     }
 
-    /// A move was decided: it began this epoch.
-    pub fn switched(&mut self, machine: MachineId, epoch: u64) {
-        self.brought.insert((machine, epoch));
-    }
-
-    /// A machine runs.
-    pub fn ran(&mut self, machine: &Running) {
-        self.ran.insert((machine.id, machine.epoch));
+    /// The owner in this epoch has told that it has the disk.
+    pub fn confirmed(&mut self, machine: MachineId, epoch: u64) {
+        self.confirmed.insert((machine, epoch));
     }
 
     /// What does not hold of what runs now. `placement` tells where a host's ledger has a machine.
@@ -72,7 +65,6 @@ impl Moved {
         placement: &impl Fn(HostId, MachineId) -> Option<Placement>,
     ) -> Option<String> {
         let Running { id, epoch, disk, .. } = *machine;
-        self.ran(machine);
         let fresh = Seen { host, epoch, disk, left: None };
         let before = self.seen.get(&id).copied().unwrap_or(fresh);
         if epoch < before.epoch {
@@ -97,10 +89,9 @@ impl Moved {
         }
         let (old, then) = (before.host, before.epoch);
         match disk.born.cmp(&before.disk.born) {
-            Ordering::Greater => self.given_up(id, disk.born, before.epoch).then(|| {
-                let moved = disk.born - 1;
-                format!("I6: machine {id:?} was moved in epoch {moved}, never ran there, and runs on {host} on an empty disk")
-            }),
+            Ordering::Greater => self
+                .given_up(id, disk.born, before.epoch)
+                .map(|had| format!("I6: machine {id:?} had a disk in epoch {had}, and runs on {host} on an empty one")),
             Ordering::Less => {
                 let (born, newer) = (disk.born, before.disk.born);
                 Some(format!(
@@ -116,11 +107,11 @@ impl Moved {
         }
     }
 
-    /// Whether the disk that `born` replaced had come by a move and was never run on, though nobody was taken over from.
-    fn given_up(&self, id: MachineId, born: u64, since: u64) -> bool {
-        let left = (id, born.saturating_sub(1));
-        let taken = (since + 1..=born).any(|epoch| self.taken.contains(&(id, epoch)));
-        left.1 > since && self.brought.contains(&left) && !self.ran.contains(&left) && !taken
+    /// The newest epoch since `since` whose disk the one of `born` replaced, though nobody was taken over from.
+    fn given_up(&self, id: MachineId, born: u64, since: u64) -> Option<u64> {
+        let (_, had) = *self.confirmed.range((id, since)..(id, born)).next_back()?;
+        let taken = self.taken.range((id, had + 1)..=(id, born)).next().is_some();
+        (!taken).then_some(had)
     }
 
     /// How many machines were seen to run on after a move.
@@ -184,22 +175,20 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_that_came_by_a_move_is_not_given_up_before_it_was_run_on() {
-        let judged = |ran: bool, taken: bool| {
+    fn a_disk_that_was_told_of_is_not_given_up_while_its_owner_lives() {
+        let judged = |confirmed: Option<u64>, taken: bool| {
             let mut moved = Moved::default();
             check(&mut moved, &[on(1, 1, 1, 10)]);
-            moved.switched(MachineId([1; 16]), 2);
-            if ran {
-                moved.ran(&on(2, 2, 1, 10).1);
-            }
+            confirmed.into_iter().for_each(|epoch| moved.confirmed(MachineId([1; 16]), epoch));
             if taken {
                 moved.taken_over(Takeover { machine: MachineId([1; 16]), epoch: 3 });
             }
             check(&mut moved, &[on(3, 3, 3, 1)])
         };
-        assert!(judged(false, false).unwrap().contains("was moved in epoch 2, never ran there"));
-        assert_eq!(judged(true, false), None, "it failed there later");
-        assert_eq!(judged(false, true), None, "its new owner died");
+        assert!(judged(Some(2), false).unwrap().contains("had a disk in epoch 2, and runs on h3 on an empty one"));
+        assert!(judged(Some(1), false).is_some(), "in which it was seen to run");
+        assert_eq!(judged(None, false), None, "it failed before anybody was told");
+        assert_eq!(judged(Some(2), true), None, "its owner died");
     }
 
     #[test]

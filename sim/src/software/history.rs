@@ -54,7 +54,7 @@ struct Book {
     value: u64,
     takeovers: Vec<Takeover>,
     taken_over: u64,
-    switches: Vec<(MachineId, u64)>,
+    confirmed: Vec<(MachineId, u64)>,
     undecided: u64,
     reads: u64,
     /// The running ledgers.
@@ -109,9 +109,9 @@ impl History {
         std::mem::take(&mut self.book().takeovers)
     }
 
-    /// Moves that were decided since it was last asked, with the epochs that they began.
-    pub fn switches(&self) -> Vec<(MachineId, u64)> {
-        std::mem::take(&mut self.book().switches)
+    /// Machines whose owner has told that it has their disk, with its epoch, since it was last asked.
+    pub fn confirmed(&self) -> Vec<(MachineId, u64)> {
+        std::mem::take(&mut self.book().confirmed)
     }
 
     /// Compares what is applied here with what others applied at the same index.
@@ -125,8 +125,8 @@ impl History {
             };
             let words = format!("{entry:?}");
             boot.recorder.event(format_args!("applied {words}"));
-            if matches!(entry.verb.as_ref(), "takeover" | "move-switch") && entry.refused.is_none() {
-                self.note_new_owner(ledger, &entry.verb, (entry.index, &entry.about));
+            if matches!(entry.verb.as_ref(), "takeover" | "confirm") && entry.refused.is_none() {
+                self.note_owner(ledger, &entry.verb, (entry.index, &entry.about));
             }
             let found = self.book().same.applied(boot.host, entry.index, &words);
             found.into_iter().for_each(|found| boot.recorder.violation(&found));
@@ -134,14 +134,16 @@ impl History {
         }
     }
 
-    /// Tells the world of a takeover or of the decision of a move, once.
-    fn note_new_owner(&self, ledger: &Ledger, verb: &str, (index, about): (u64, &str)) {
+    /// Tells the world of a takeover or of a confirmation, once.
+    fn note_owner(&self, ledger: &Ledger, verb: &str, (index, about): (u64, &str)) {
         let is_new = self.book().same.is_new(index);
         let Some(machine) = about.parse::<MachineId>().ok().filter(|_| is_new) else { return };
-        let epoch = ledger.read(|state| state.machines.get(&machine).map(|record| record.epoch));
+        let record = ledger.read(|state| state.machines.get(&machine).map(|record| (record.epoch, record.placement)));
+        let (epoch, placement) = (record.map(|(epoch, _)| epoch), record.and_then(|(_, placement)| placement));
         let mut book = self.book();
-        if verb == "move-switch" {
-            return book.switches.extend(epoch.map(|epoch| (machine, epoch)));
+        if verb == "confirm" {
+            let confirmed = placement.filter(|placement| placement.confirmed);
+            return book.confirmed.extend(confirmed.map(|placement| (machine, placement.epoch)));
         }
         book.taken_over += 1;
         book.takeovers.extend(epoch.map(|epoch| Takeover { machine, epoch }));

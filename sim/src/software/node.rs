@@ -348,13 +348,8 @@ impl Software for Nodes {
         self.history.takeovers()
     }
 
-    fn judge(
-        &self,
-        running: &[(HostId, Running)],
-        unjudged: &[(HostId, Running)],
-        takeovers: &[Takeover],
-    ) -> Option<String> {
-        self.operators.judge(running, unjudged, (takeovers, &self.history.switches()))
+    fn judge(&self, running: &[(HostId, Running)], takeovers: &[Takeover]) -> Option<String> {
+        self.operators.judge(running, (takeovers, &self.history.confirmed()))
     }
 
     fn leader(&self, up: &[HostId]) -> Option<HostId> {

@@ -186,18 +186,12 @@ impl Operators {
     }
 
     /// What does not hold of what runs now.
-    pub fn judge(
-        &self,
-        running: &[(HostId, Running)],
-        unjudged: &[(HostId, Running)],
-        handed_over: (&[Takeover], &[(MachineId, u64)]),
-    ) -> Option<String> {
+    pub fn judge(&self, running: &[(HostId, Running)], told: (&[Takeover], &[(MachineId, u64)])) -> Option<String> {
         let mut known = self.known();
         let Known { moved, contexts, .. } = &mut *known;
-        let (takeovers, switches) = handed_over;
+        let (takeovers, confirmed) = told;
         takeovers.iter().for_each(|takeover| moved.taken_over(*takeover));
-        switches.iter().for_each(|(machine, epoch)| moved.switched(*machine, *epoch));
-        unjudged.iter().for_each(|(_, machine)| moved.ran(machine));
+        confirmed.iter().for_each(|(machine, epoch)| moved.confirmed(*machine, *epoch));
         moved.check(running, |host, id| contexts.get(&host)?.ledger.read(|state| state.machines.get(&id)?.placement))
     }
 

@@ -190,6 +190,19 @@ fn a_pinned_machine_that_failed_stays_where_it_is_pinned() {
 }
 
 #[test]
+fn a_machine_that_has_run_stays_where_its_disk_is() {
+    let mut world = World::new();
+    world.run(1, spec(GIB), 2);
+    world.ok_from(2, failed(1, 1, 1000));
+    let machine = world.machine(1);
+    assert_eq!(machine.placement.map(|p| (p.node, p.epoch, p.confirmed)), Some((node_id(2), 1, true)));
+    assert_eq!((machine.failures, machine.not_before_ms), (1, world.at_ms + 1000), "and is tried again there");
+    assert_eq!(world.state.unplaced().count(), 0);
+    world.ok(takeover(1, 1, 2, &[3], 1));
+    assert!(world.placement(1).fresh, "when its node dies, it goes on without it");
+}
+
+#[test]
 fn an_owner_may_give_a_machine_up() {
     let mut world = World::new();
     world.run(1, spec(GIB), 2);
