@@ -27,7 +27,7 @@ const LINES: [(&str, &str); 8] = [
 ];
 
 /// Situations that a long swarm of whole nodes under all faults must reach.
-pub const SITUATIONS: [&str; 38] = [
+pub const SITUATIONS: [&str; 39] = [
     "crashes",
     "cuts",
     "daemons",
@@ -40,6 +40,7 @@ pub const SITUATIONS: [&str; 38] = [
     "fenced",
     "frozen",
     "full-disks",
+    "garbage",
     "hangs",
     "layer-lost",
     "layer-swept",

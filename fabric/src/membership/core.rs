@@ -309,7 +309,9 @@ impl Core {
         }
         let counter = {
             let mut guard = self.guard.lock();
-            touched.append(&mut guard.told);
+            // Most of what is told is known: looking at all members for it would be most of a large fabric's work.
+            let told = guard.told.drain(..).filter(|(id, state)| !is_shown(&self.members, id, State::from(*state)));
+            touched.extend(told.map(|(id, _)| id.node));
             guard.own_counter
         };
         if counter > self.own_counter {
@@ -319,8 +321,10 @@ impl Core {
         let (news, idle, rejoined) = (self.sink.news, self.sink.idle, self.sink.rejoined);
         (self.sink.news, self.sink.idle, self.sink.rejoined) = (false, false, false);
         self.counters.rejoins += u64::from(rejoined);
-        if look_at_all || !touched.is_empty() {
-            self.look(now, Some(&touched).filter(|_| !look_at_all));
+        match look_at_all {
+            true => self.look(now),
+            false if touched.is_empty() => {}
+            false => self.look_at(now, touched),
         }
         if news {
             self.spread(now);
@@ -331,38 +335,55 @@ impl Core {
         self.tune();
     }
 
-    /// Publishes what foca now thinks of `nodes`; of all when none are given.
-    fn look(&mut self, now: Now, nodes: Option<&BTreeSet<NodeId>>) {
-        let mut guard = self.guard.lock();
-        let members = self.foca.iter_membership_state();
-        if nodes.is_none() {
-            // Some that were decoded never became members.
-            guard.known = self.foca.iter_membership_state().map(|member| member.id().node).collect();
+    /// Publishes what foca now thinks of all nodes.
+    fn look(&mut self, now: Now) {
+        let members: Vec<FocaMember<Identity>> = self.foca.iter_membership_state().cloned().collect();
+        let all: BTreeSet<NodeId> = members.iter().map(|member| member.id().node).collect();
+        let unseen: Vec<NodeId> = self.members.keys().filter(|node| !all.contains(node)).copied().collect();
+        // Some that were decoded never became members.
+        self.guard.lock().known = all;
+        members.iter().for_each(|member| self.show(now, member));
+        unseen.into_iter().for_each(|node| self.unshow(node));
+    }
+
+    /// Publishes what foca now thinks of these nodes.
+    fn look_at(&mut self, now: Now, mut nodes: BTreeSet<NodeId>) {
+        let mut found = Vec::with_capacity(nodes.len());
+        for member in self.foca.iter_membership_state() {
+            if nodes.remove(&member.id().node) {
+                found.push(member.clone());
+                if nodes.is_empty() {
+                    break;
+                }
+            }
         }
-        let mut seen = BTreeSet::new();
-        for member in members.filter(|member| nodes.is_none_or(|nodes| nodes.contains(&member.id().node))) {
-            let (id, state) = (member.id(), State::from(member.state()));
-            if guard.removed.contains(&id.node) {
-                continue;
-            }
-            seen.insert(id.node);
-            if self.suspects.get(&id.node).is_some_and(|told| (&told.0, State::Suspect) != (id, state)) {
-                self.suspects.remove(&id.node);
-            }
-            let old = self.members.get(&id.node);
-            let same = |old: &&Member| (old.state, old.incarnation, old.address) == (state, id.incarnation, id.address);
-            if old.filter(same).is_some() {
-                continue;
-            }
-            let since_ms = old.filter(|old| old.state == state).map_or(now.wall_ms, |old| old.since_ms);
-            let from = old.map(|old| old.state);
-            self.changes.push(Change { node: id.node, from, to: Some(state), incarnation: id.incarnation });
-            let member = Member { address: id.address, incarnation: id.incarnation, state, since_ms };
-            self.members.insert(id.node, member);
+        found.iter().for_each(|member| self.show(now, member));
+        nodes.into_iter().for_each(|node| self.unshow(node));
+    }
+
+    fn show(&mut self, now: Now, member: &FocaMember<Identity>) {
+        let (id, state) = (member.id(), State::from(member.state()));
+        if self.guard.lock().removed.contains(&id.node) {
+            return self.unshow(id.node);
         }
-        let gone = |node: &NodeId| !seen.contains(node) && nodes.is_none_or(|nodes| nodes.contains(node));
-        self.suspects.retain(|node, _| !gone(node));
-        for (node, old) in self.members.extract_if(.., |node, _| gone(node)) {
+        if self.suspects.get(&id.node).is_some_and(|told| (&told.0, State::Suspect) != (id, state)) {
+            self.suspects.remove(&id.node);
+        }
+        if is_shown(&self.members, id, state) {
+            return;
+        }
+        let old = self.members.get(&id.node);
+        let since_ms = old.filter(|old| old.state == state).map_or(now.wall_ms, |old| old.since_ms);
+        let from = old.map(|old| old.state);
+        self.changes.push(Change { node: id.node, from, to: Some(state), incarnation: id.incarnation });
+        let member = Member { address: id.address, incarnation: id.incarnation, state, since_ms };
+        self.members.insert(id.node, member);
+    }
+
+    /// A node is none of foca's members any more.
+    fn unshow(&mut self, node: NodeId) {
+        self.suspects.remove(&node);
+        if let Some(old) = self.members.remove(&node) {
             self.changes.push(Change { node, from: Some(old.state), to: None, incarnation: old.incarnation });
         }
     }
@@ -452,7 +473,7 @@ impl Core {
     /// Knocks at known peers that are no active members: at a few, ever more slowly, when there are no members at all; at
     /// one now and then otherwise, so that halves that forgot each other find together.
     fn seek(&mut self, now: Now) {
-        self.look(now, None);
+        self.look(now);
         let alone = self.foca.num_members() == 0;
         let active = |node: &NodeId| self.members.get(node).is_some_and(|member| member.state != State::Down);
         let mut strangers: Vec<(NodeId, SocketAddr)> =
@@ -528,6 +549,12 @@ impl Core {
         let result = self.foca.apply_many(alive, false, &mut self.sink);
         self.settle(now, result, true);
     }
+}
+
+/// Whether a member is published so.
+fn is_shown(members: &BTreeMap<NodeId, Member>, id: &Identity, state: State) -> bool {
+    let same = |shown: &Member| (shown.state, shown.incarnation, shown.address) == (state, id.incarnation, id.address);
+    members.get(&id.node).is_some_and(same)
 }
 
 impl From<foca::State> for State {

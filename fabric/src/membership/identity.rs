@@ -89,8 +89,8 @@ pub(super) struct Guard {
     pub known: BTreeSet<NodeId>,
     /// Nodes that take no part any more.
     pub removed: BTreeSet<NodeId>,
-    /// Members that statements were decoded about since somebody looked.
-    pub told: BTreeSet<NodeId>,
+    /// Statements that were decoded since somebody looked.
+    pub told: Vec<(Identity, foca::State)>,
     /// Statements replaced so far.
     pub refused: u64,
 }
@@ -116,7 +116,7 @@ impl Guarded {
             wall_ms: 0,
             known: BTreeSet::new(),
             removed: BTreeSet::new(),
-            told: BTreeSet::new(),
+            told: Vec::new(),
             refused: 0,
         };
         Guarded(Arc::new(Mutex::new(guard)))
@@ -168,7 +168,7 @@ impl Codec<Identity> for Guarded {
         let mut guard = self.lock();
         if guard.admits(member.id()) {
             guard.known.insert(member.id().node);
-            guard.told.insert(member.id().node);
+            guard.told.push((member.id().clone(), member.state()));
             return Ok(member);
         }
         guard.refused += 1;

@@ -4,6 +4,7 @@ pub mod acknowledged;
 pub mod addresses;
 pub mod admissions;
 pub mod converged;
+pub mod garbage;
 pub mod linearizable;
 pub mod machines_once;
 pub mod moved;

@@ -5,6 +5,7 @@ pub mod budget;
 pub mod calls;
 pub mod cluster;
 pub mod fragile;
+pub mod gremlins;
 pub mod history;
 pub mod leaky;
 pub mod ledger;

@@ -40,6 +40,7 @@ use crate::scenario::Expectation;
 use crate::software::admins::Admins;
 use crate::software::budget::Budget;
 use crate::software::cluster::PORT;
+use crate::software::gremlins::Gremlins;
 use crate::software::history::History;
 use crate::software::operators::Operators;
 use crate::software::roster::Roster;
@@ -97,6 +98,7 @@ pub struct Nodes {
     members: Arc<Mutex<BTreeMap<HostId, Membership>>>,
     roster: Roster,
     admins: Admins,
+    gremlins: Gremlins,
     calm_us: u64,
 }
 
@@ -105,8 +107,8 @@ impl Nodes {
     pub fn new(calm_us: u64, budget: Budget) -> Self {
         let roster = Roster::default();
         let (history, operators) = (History::new(budget.clone()), Operators::new(budget.clone()));
-        let admins = Admins::new(roster.clone(), budget);
-        Nodes { history, operators, members: Arc::default(), roster, admins, calm_us }
+        let (admins, gremlins) = (Admins::new(roster.clone(), budget), Gremlins::new(roster.clone()));
+        Nodes { history, operators, members: Arc::default(), roster, admins, gremlins, calm_us }
     }
 
     fn members(&self) -> MutexGuard<'_, BTreeMap<HostId, Membership>> {
@@ -249,6 +251,7 @@ impl Nodes {
                 self.history.follow(boot, ledger.clone()),
                 self.operators.work(boot, node.context()),
                 self.admins.work(boot, &node),
+                self.gremlins.work(boot, &node),
                 self.prove(boot),
             );
             std::future::pending::<()>().await;
@@ -289,7 +292,7 @@ impl Software for Nodes {
                 }
                 // What a disk that fails does to a node is to end it; without such a reason it must go on.
                 if boot.has_power() && boot.disk.counts().failures == failures {
-                    boot.recorder.violation(&format!("the node ends: {error:#}"));
+                    boot.recorder.violation(&format!("I8: the node ends: {error:#}"));
                 }
                 Ending::Restart
             });
@@ -309,6 +312,7 @@ impl Software for Nodes {
         let newcomer =
             |(host, view): &(&HostId, &View)| self.roster.installs(**host) > 0 && view.voters.contains(&view.node);
         views.iter().filter(newcomer).for_each(|_| self.roster.reached("voter-replaced"));
+        failed.extend(self.gremlins.verdict(up));
         failed.extend(converged::check(&views, voters::target(up.len(), &voters::Config::default())));
         if let Some(ledger) = self.history.ledger(up) {
             failed.extend(self.operators.verdict(up, &ledger));
@@ -364,6 +368,7 @@ impl Software for Nodes {
         let mut counts = self.history.counts();
         counts.extend(self.operators.counts());
         counts.extend(self.roster.counts());
+        counts.insert("garbage".to_owned(), self.gremlins.played());
         counts
     }
 }

@@ -72,6 +72,11 @@ impl Roster {
         self.known().nodes.insert(host, node);
     }
 
+    /// The nodes that the other hosts are.
+    pub fn others(&self, host: HostId) -> Vec<(HostId, NodeId)> {
+        self.known().nodes.iter().filter(|(other, _)| **other != host).map(|(host, node)| (*host, *node)).collect()
+    }
+
     /// A host's data is gone, and the node that it was with it.
     pub fn wiped(&self, host: HostId) {
         let mut known = self.known();

@@ -1,0 +1,128 @@
+//! A gremlin at every node sends its peers what no program of ours would, over connections that they accept: noise, frames
+//! with a good checksum around noise, questions that are no questions, streams that end in their middle. In the calm it asks
+//! them proper questions, which they must answer.
+//!
+//! The judgement is `invariants/garbage.rs`.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use fabric::ids::NodeId;
+use fabric::rpc::{CallError, Kind, Rpc};
+use fabric::transport::{Class, Transport};
+use fabric::wire;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, RngExt, SeedableRng};
+use smartnode::node::Node;
+use smartnode::node::asks::{LOGS, STATUS, StatusAskV1};
+use tokio::time::sleep;
+
+use crate::actor::{Boot, HostId};
+use crate::invariants::garbage::Garbage;
+use crate::software::roster::Roster;
+
+/// Pause between two pranks of one gremlin.
+const PAUSE: Duration = Duration::from_millis(900);
+/// How long it waits for what comes of one.
+const PATIENCE: Duration = Duration::from_millis(200);
+/// How long a proper question may take.
+const ANSWER: Duration = Duration::from_secs(2);
+/// Most bytes of a prank.
+const BYTES_MAX: usize = 2_000;
+/// Types of messages, and one more.
+const TYPES: std::ops::Range<u16> = 0..400;
+
+/// The gremlins. Clones share what they know.
+#[derive(Debug, Clone)]
+pub struct Gremlins {
+    roster: Roster,
+    garbage: Arc<Mutex<Garbage>>,
+}
+
+impl Gremlins {
+    /// Gremlins among these hosts.
+    pub fn new(roster: Roster) -> Self {
+        Gremlins { roster, garbage: Arc::default() }
+    }
+
+    fn garbage(&self) -> std::sync::MutexGuard<'_, Garbage> {
+        self.garbage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Works at one node until its boot ends.
+    pub async fn work(&self, boot: &Boot, node: &Node) {
+        let transport = &node.context().transport;
+        let mut rng = StdRng::seed_from_u64(boot.seed ^ 3);
+        loop {
+            sleep(PAUSE).await;
+            let others = self.roster.others(boot.host);
+            let Some((host, peer)) = others.choose(&mut rng).copied() else { continue };
+            if boot.recorder.world_us() < boot.calm_us {
+                prank(transport, peer, &mut rng).await;
+                self.garbage().sent();
+            } else {
+                for (host, peer) in others {
+                    self.ask(boot, transport, (host, peer)).await;
+                }
+                boot.recorder.event(format_args!("has asked {host} and the others"));
+            }
+        }
+    }
+
+    /// Asks for what every node answers, and opens a stream that every node refuses in words.
+    async fn ask(&self, boot: &Boot, transport: &Transport, (host, peer): (HostId, NodeId)) {
+        let question = wire::encode(&StatusAskV1 { machines: Vec::new() });
+        let answer = transport.call(peer, STATUS, question, ANSWER).await;
+        let stream = transport.open(peer, Class::Session, LOGS, vec![0], ANSWER).await;
+        let refused = matches!(&stream, Err(CallError::Refused(refusal)) if refusal.code != "busy");
+        if answer.is_ok() && refused {
+            self.garbage().answered(boot.host, host);
+        }
+    }
+
+    /// After the calm: what does not hold of the hosts in `up`.
+    pub fn verdict(&self, up: &[HostId]) -> Vec<String> {
+        self.garbage().check(up)
+    }
+
+    /// Pranks that were played.
+    pub fn played(&self) -> u64 {
+        self.garbage().count()
+    }
+}
+
+fn noise(rng: &mut StdRng) -> Vec<u8> {
+    let mut bytes = vec![0; rng.random_range(0..BYTES_MAX)];
+    rng.fill_bytes(&mut bytes);
+    bytes
+}
+
+/// A frame with a good checksum around noise: what its reader gets to see of it is up to the types.
+fn frame(rng: &mut StdRng) -> Vec<u8> {
+    let body = noise(rng);
+    let mut head = wire::MAGIC.to_vec();
+    for word in [wire::PROTOCOL, rng.random_range(TYPES), 1, 0] {
+        head.extend_from_slice(&word.to_le_bytes());
+    }
+    head.extend_from_slice(&(body.len() as u32).to_le_bytes());
+    let sum = *blake3::Hasher::new().update(&head).update(&body).finalize().as_bytes();
+    [&head[..], &sum, &body].concat()
+}
+
+/// Something that a peer must be able to bear.
+async fn prank(transport: &Transport, peer: NodeId, rng: &mut StdRng) {
+    let kind: Kind = *[20, 50, 1].choose(rng).unwrap_or(&1);
+    let kind = match rng.random_range(0..4) {
+        0 => kind,
+        1 => rng.random_range(300..310),
+        2 => rng.random_range(340..360),
+        _ => rng.random_range(98..116),
+    };
+    let body = if rng.random_bool(0.5) { noise(rng) } else { frame(rng) };
+    match rng.random_range(0..3) {
+        0 => drop(transport.call(peer, kind, body, PATIENCE).await),
+        1 => drop(transport.send_uni(peer, kind, &body, PATIENCE).await),
+        _ => drop(transport.open(peer, Class::Session, kind, body, PATIENCE).await),
+    }
+}
