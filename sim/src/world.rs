@@ -232,7 +232,14 @@ impl World {
         if deed.names_leader() {
             self.last_leader = leader;
         }
-        actions.iter().for_each(|action| self.act(action));
+        for action in actions {
+            if let Action::Rot(id, _) | Action::LoseDisk(id, _) = &action
+                && !self.can_lose(*id)
+            {
+                return Err(format!("the others cannot do without {id} now"));
+            }
+            self.act(&action);
+        }
         Ok(())
     }
 
@@ -303,10 +310,14 @@ impl World {
         }
     }
 
+    fn can_lose(&self, id: HostId) -> bool {
+        let up = self.up();
+        up.contains(&id) && self.observe(|software| software.may_lose(id, &up))
+    }
+
     /// A host loses its power and what is on its disk, or a bit of it, if the others can go on without.
     fn lose(&mut self, id: HostId, down_us: u64, rots: bool) {
-        let up = self.up();
-        if !up.contains(&id) || !self.observe(|software| software.may_lose(id, &up)) {
+        if !self.can_lose(id) {
             return;
         }
         if !rots {

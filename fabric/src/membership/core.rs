@@ -110,6 +110,7 @@ pub struct Core {
     timer_sequence: u64,
     seek_at: (Duration, u64),
     seek_pause: Duration,
+    seeks: u32,
     spread_at: Option<Duration>,
     spread_last: Duration,
     members: BTreeMap<NodeId, Member>,
@@ -154,6 +155,7 @@ impl Core {
             timer_sequence: 0,
             seek_at: (now.elapsed, 0),
             seek_pause: SEEK_MIN,
+            seeks: 0,
             spread_at: None,
             spread_last: Duration::ZERO,
             members: BTreeMap::new(),
@@ -473,8 +475,14 @@ impl Core {
     /// Knocks at known peers that are no active members: at a few, ever more slowly, when there are no members at all; at
     /// one now and then otherwise, so that halves that forgot each other find together.
     fn seek(&mut self, now: Now) {
-        self.look(now);
         let alone = self.foca.num_members() == 0;
+        // Some that were decoded never became members; what else was missed is rare, and a look costs as much as there are
+        // members.
+        let odd = self.guard.lock().known.len() != self.members.len();
+        self.seeks = self.seeks.wrapping_add(1);
+        if alone || odd || self.seeks.is_multiple_of(LOOK_EVERY) {
+            self.look(now);
+        }
         let active = |node: &NodeId| self.members.get(node).is_some_and(|member| member.state != State::Down);
         let mut strangers: Vec<(NodeId, SocketAddr)> =
             self.book.iter().filter(|(node, _)| !active(node)).map(|(node, address)| (*node, *address)).collect();

@@ -49,6 +49,8 @@ pub const ANNOUNCE_DOWN_PERIOD: Duration = Duration::from_secs(3);
 pub const SEEK_MIN: Duration = Duration::from_millis(250);
 /// then less and less often, down to this, forever. Known peers that are no members are asked at this pace too.
 pub const SEEK_MAX: Duration = Duration::from_secs(10);
+/// One look for peers in so many looks at all members, too.
+pub const LOOK_EVERY: u32 = 6;
 /// The dead are remembered this long: stale news of their life must have died out by then.
 pub const REMEMBER_DOWN: Duration = Duration::from_secs(3600);
 

@@ -2,6 +2,7 @@
 
 mod determinism;
 mod guards;
+mod mutants;
 mod reading;
 mod runs;
 mod scenarios;
