@@ -14,6 +14,7 @@ test: setup tools ## formatting, lints, licences, all tests, the simulator's det
 
 bench: setup peers ## figures beside those of etcd, serf, LXD and podman; ROW=name for one row, RECORD=1 writes README's
 	cargo build --release --locked -p smartnode
+	cargo build --profile swarm --locked -p smartnode-sim
 	cargo bench --locked -p smartnode-tests --bench fabric -- $(ROW) $(if $(RECORD),--record)
 
 build: ## the binary, optimised

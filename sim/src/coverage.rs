@@ -27,7 +27,7 @@ const LINES: [(&str, &str); 8] = [
 ];
 
 /// Situations that a long swarm of whole nodes under all faults must reach.
-pub const SITUATIONS: [&str; 39] = [
+pub const SITUATIONS: [&str; 40] = [
     "crashes",
     "cuts",
     "daemons",
@@ -42,6 +42,7 @@ pub const SITUATIONS: [&str; 39] = [
     "full-disks",
     "garbage",
     "hangs",
+    "islands",
     "layer-lost",
     "layer-swept",
     "left",

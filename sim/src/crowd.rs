@@ -123,7 +123,8 @@ impl Crowd {
             let seed = std::array::from_fn(|_| rng.next_u32() as u8);
             let now = Now { elapsed: Duration::ZERO, wall_ms: WALL_MS };
             let mut core = Core::new(*node, *address, *incarnation, std::iter::empty(), seed, now);
-            core.preload(now, all.iter().filter(|(other, ..)| other != node).copied());
+            let others: Vec<_> = all.iter().filter(|(other, ..)| other != node).copied().collect();
+            core.preload(now, others.into_iter());
             let (paused_until, excused) = (Duration::ZERO, BTreeSet::new());
             crowd.hosts.push(Host {
                 core,

@@ -61,13 +61,15 @@ pub enum Fault {
     Rot,
     /// A host comes back with an empty disk.
     LoseDisk,
+    /// A host loses its power, and when it is back reaches nobody for a long while.
+    Island,
     /// A node leaves its cluster, and its host joins again.
     Leave,
 }
 
 impl Fault {
     /// All of them with their names.
-    pub const ALL: [(Fault, &'static str); 23] = [
+    pub const ALL: [(Fault, &'static str); 24] = [
         (Fault::Loss, "loss"),
         (Fault::Delay, "delay"),
         (Fault::Duplicate, "duplicate"),
@@ -91,6 +93,7 @@ impl Fault {
         (Fault::Rot, "rot"),
         (Fault::LoseDisk, "lose-disk"),
         (Fault::Leave, "leave"),
+        (Fault::Island, "island"),
     ];
 }
 
@@ -258,6 +261,10 @@ pub enum Action {
     Hang(HostId, u64),
     /// Has a host leave the others.
     Leave(HostId),
+    /// Cuts a host's power for so many microseconds, and its links until [`Action::Bridge`].
+    Island(HostId, Loss, u64),
+    /// Ends [`Action::Island`].
+    Bridge(HostId),
     /// Cuts a host's power and flips a bit on its disk, if the others can do without it; it boots after so many microseconds.
     Rot(HostId, u64),
     /// Takes a host's disk away, if the others can do without it; it boots with an empty one after so many microseconds.
@@ -277,12 +284,17 @@ pub struct Plan {
     flaps_left: u32,
     /// Disks that are to be mended, and when.
     mend: BTreeMap<HostId, u64>,
+    /// Islands that are to be bridged, and when.
+    bridge: BTreeMap<HostId, u64>,
     skip: Skip,
     drawn: u64,
 }
 
 /// Least and most time between two actions, in microseconds.
 const GAP_US: std::ops::Range<u64> = 200_000..2_500_000;
+
+/// How long a host that is back reaches nobody: a node that is alone with its copy waits 15 s before it goes by it.
+const ISLAND_US: std::ops::Range<u64> = 1_000_000..25_000_000;
 
 /// How long a flapping partition is there, or not, at a time.
 const FLAP_US: std::ops::Range<u64> = 200_000..1_500_000;
@@ -299,6 +311,7 @@ impl Plan {
             flaps: Vec::new(),
             flaps_left: 0,
             mend: BTreeMap::new(),
+            bridge: BTreeMap::new(),
             skip: Skip::default(),
             drawn: 0,
         }
@@ -332,11 +345,8 @@ impl Plan {
             actions.push(Action::Heal);
             actions.extend(self.flap(now_us));
         }
-        let mended: Vec<HostId> = self.mend.iter().filter(|(_, at)| **at <= now_us).map(|(host, _)| *host).collect();
-        for host in mended {
-            self.mend.remove(&host);
-            actions.push(Action::MendDisk(host));
-        }
+        actions.extend(self.mend.extract_if(.., |_, at| *at <= now_us).map(|(host, _)| Action::MendDisk(host)));
+        actions.extend(self.bridge.extract_if(.., |_, at| *at <= now_us).map(|(host, _)| Action::Bridge(host)));
         if self.next_us <= now_us {
             self.next_us = now_us + self.rng.random_range(GAP_US);
             if let Some(action) = self.draw(now_us) {
@@ -391,6 +401,11 @@ impl Plan {
             Fault::Leave => Action::Leave(host),
             Fault::Rot => Action::Rot(host, rng.random_range(1_000..3_000_000)),
             Fault::LoseDisk => Action::LoseDisk(host, rng.random_range(1_000..3_000_000)),
+            Fault::Island => {
+                let down_us = rng.random_range(1_000..3_000_000);
+                self.bridge.insert(host, now_us + down_us + rng.random_range(ISLAND_US));
+                Action::Island(host, loss, down_us)
+            }
             Fault::Drift => return None,
         })
     }

@@ -8,6 +8,8 @@ pub const DISK_BYTES: u64 = 1 << 30;
 pub const SMALL_FILE_BYTES_MAX: usize = 16 << 20;
 /// Most hosts in one world: their addresses are of one /16.
 pub const HOSTS_MAX: u64 = 10_000;
+/// Most nodes of a crowd: twice as many as are supported.
+pub const CROWD_MAX: usize = 10_000;
 /// Longest run, in simulated time.
 pub const RUN_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Length of a step. No packet is faster than this, so nothing sent in a step can arrive in it.

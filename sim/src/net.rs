@@ -89,6 +89,8 @@ struct Links {
     weather: Weather,
     /// Pairs (from, to) between which nothing passes.
     cut: BTreeSet<(HostId, HostId)>,
+    /// Hosts that reach nobody and that nobody reaches.
+    islands: BTreeSet<HostId>,
     /// Extra latency of pairs (from, to), in microseconds.
     slow: BTreeMap<(HostId, HostId), u64>,
     /// When a host's uplink has sent what it was given.
@@ -111,6 +113,7 @@ impl Net {
         let links = Links {
             weather: Weather::default(),
             cut: BTreeSet::new(),
+            islands: BTreeSet::new(),
             slow: BTreeMap::new(),
             uplink_free_us: BTreeMap::new(),
             ports: BTreeMap::new(),
@@ -132,6 +135,16 @@ impl Net {
             "a packet that arrives in the step it was sent in breaks replay"
         );
         self.links().weather = weather;
+    }
+
+    /// Lets nothing pass to or from a host.
+    pub fn island(&self, host: HostId) {
+        self.links().islands.insert(host);
+    }
+
+    /// Ends [`Net::island`].
+    pub fn bridge(&self, host: HostId) {
+        self.links().islands.remove(&host);
     }
 
     /// Lets nothing pass from one host to another.
@@ -186,7 +199,7 @@ impl Links {
         let (held, held_us) = (self.rng.random_bool(weather.reorder), self.rng.random_range(0..30_000));
         let latency = self.rng.random_range(weather.latency_us.clone());
         let again = self.rng.random_range(weather.latency_us.clone());
-        if self.cut.contains(&(from, to)) {
+        if self.cut.contains(&(from, to)) || self.islands.contains(&from) || self.islands.contains(&to) {
             return Fate::Cut;
         }
         let full = |port: &Port| port.under_way.len() >= PACKETS_TO_SOCKET_MAX;

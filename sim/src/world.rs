@@ -305,6 +305,12 @@ impl World {
                 self.count("hangs");
             }
             Action::Leave(id) => self.around.software.leaves(*id),
+            Action::Island(id, loss, down_us) => {
+                self.end(*id, End::PowerCut(*loss), *down_us);
+                self.around.net.island(*id);
+                self.count("islands");
+            }
+            Action::Bridge(id) => self.around.net.bridge(*id),
             Action::Rot(id, down_us) => self.lose(*id, *down_us, true),
             Action::LoseDisk(id, down_us) => self.lose(*id, *down_us, false),
         }
@@ -376,6 +382,7 @@ impl World {
     fn calm(&mut self) {
         self.around.trace.event(self.now_us, HostId(0), &"calm");
         self.around.net.heal();
+        self.hosts.iter().for_each(|host| self.around.net.bridge(host.id()));
         self.around.net.set_weather(Weather::default());
         let now_us = self.now_us;
         self.hosts.iter_mut().for_each(|host| host.calm(now_us));

@@ -15,6 +15,7 @@ mod machines;
 mod moves;
 mod nodes;
 mod peers;
+mod simulator;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -51,6 +52,8 @@ const MEASURES: &[(&str, Measure)] = &[
     ("move-64", moves::large),
     ("idle", idle::idle),
     ("busy", idle::busy),
+    ("simulator", simulator::runs),
+    ("crowd", simulator::crowd),
 ];
 
 /// Where the committed results are, in the repository.

@@ -550,12 +550,17 @@ impl Core {
         key
     }
 
-    /// Starts out knowing these members (id, address, incarnation), as after a long life. For simulations of large fabrics.
-    pub fn preload(&mut self, now: Now, members: impl Iterator<Item = (NodeId, SocketAddr, u64)>) {
+    /// Starts out knowing these members (id, address, incarnation), as after a long life. For simulations of large fabrics,
+    /// of more nodes than are supported too.
+    pub fn preload(&mut self, now: Now, members: impl ExactSizeIterator<Item = (NodeId, SocketAddr, u64)>) {
+        let room = members.len().max(NODES_MAX);
+        self.guard.lock().room = room;
         let alive =
             members.map(|(node, address, incarnation)| FocaMember::alive(Identity { node, address, incarnation }));
         let result = self.foca.apply_many(alive, false, &mut self.sink);
         self.settle(now, result, true);
+        // Built at once, a map has no empty places: of thousands of cores that is gigabytes.
+        self.members = std::mem::take(&mut self.members).into_iter().collect();
     }
 }
 

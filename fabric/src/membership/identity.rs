@@ -87,6 +87,8 @@ pub(super) struct Guard {
     pub wall_ms: u64,
     /// Members that foca has or is about to have.
     pub known: BTreeSet<NodeId>,
+    /// How many of them there may be.
+    pub room: usize,
     /// Nodes that take no part any more.
     pub removed: BTreeSet<NodeId>,
     /// Statements that were decoded since somebody looked.
@@ -98,7 +100,7 @@ pub(super) struct Guard {
 impl Guard {
     fn admits(&mut self, id: &Identity) -> bool {
         let plausible = id.incarnation <= self.wall_ms.saturating_add(FUTURE_MAX.as_millis() as u64);
-        let room = self.known.len() < NODES_MAX || self.known.contains(&id.node);
+        let room = self.known.len() < self.room || self.known.contains(&id.node);
         plausible && room && !self.removed.contains(&id.node)
     }
 }
@@ -115,6 +117,7 @@ impl Guarded {
             own_counter: 0,
             wall_ms: 0,
             known: BTreeSet::new(),
+            room: NODES_MAX,
             removed: BTreeSet::new(),
             told: Vec::new(),
             refused: 0,

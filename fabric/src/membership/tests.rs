@@ -79,7 +79,7 @@ impl World {
         let now = world.clock();
         for n in 0..nodes {
             let others = (0..nodes).filter(|other| *other != n).map(|other| (id(other), address(other), WALL_MS + 1));
-            world.hosts[n].core.preload(now, others);
+            world.hosts[n].core.preload(now, others.collect::<Vec<_>>().into_iter());
             // Nodes of an old fabric are not in step.
             let offset = ms(world.rng.random_range(0..300));
             world.hosts[n].paused_until = offset;

@@ -14,6 +14,7 @@ use thiserror::Error;
 use tokio::time::{Instant, timeout};
 
 use super::dial::{handshake, shown_by};
+use super::link::silent;
 use super::request::{self, AskError, Tag};
 use super::{Alpn, Shared, endpoint, fault, tls};
 use crate::identity::{IdentityError, NodeKey, Trust, verify_signature};
@@ -280,14 +281,29 @@ async fn ask_from(
         proof: proof.ok_or_else(|| unreachable("TLS exports nothing".into()))?,
     };
     let deadline = Instant::now() + JOIN_TIMEOUT;
-    let answer = request::ask(&connection, KIND_JOIN, &wire::encode(&request), deadline).await;
+    let answer = ask_while_heard(&connection, KIND_JOIN, &wire::encode(&request), deadline).await;
     let answer = answer.map_err(|error| match error {
-        AskError::NotSent { cause, .. } => unreachable(cause),
-        AskError::Late | AskError::Broken(_) => JoinError::NoAnswer { peer, after: JOIN_TIMEOUT },
+        AskError::NotSent { cause, .. } | AskError::Broken(cause) => unreachable(cause),
+        AskError::Late => JoinError::NoAnswer { peer, after: JOIN_TIMEOUT },
         AskError::Garbled(cause) => JoinError::Garbled { peer, cause },
         AskError::Refused(refusal) => clock_or(refusal, ours_ms),
     })?;
     admitted(peer, token, key, &answer, ours_ms)
+}
+
+/// Asks for as long as anything comes back: a peer that takes its time acknowledges, and one that is gone leaves time for
+/// the next.
+async fn ask_while_heard(
+    connection: &Connection,
+    kind: Kind,
+    body: &[u8],
+    deadline: Instant,
+) -> Result<Vec<u8>, AskError> {
+    tokio::select! {
+        biased;
+        answer = request::ask(connection, kind, body, deadline) => answer,
+        () = silent(connection) => Err(AskError::Broken("it fell silent".into())),
+    }
 }
 
 /// Why there is no connection, by what the verifier found or the peer said.
@@ -344,7 +360,7 @@ pub(super) async fn renew(shared: &Shared, to: NodeId, within: Duration) -> Resu
     let connection = dialled.map_err(|_| unreachable("no answer".into()))?.map_err(unreachable)?;
     let exported = exported(&connection).ok_or_else(|| unreachable("TLS exports nothing".into()))?;
     let request = RenewRequest { public_key: shared.key.public_key(), proof: shared.key.sign(&exported) };
-    let asked = request::ask(&connection, KIND_RENEW, &wire::encode(&request), deadline).await;
+    let asked = ask_while_heard(&connection, KIND_RENEW, &wire::encode(&request), deadline).await;
     connection.close(fault::CLOSE_SHUTDOWN, b"done");
     let answer = asked.map_err(|error| super::call_error(to, within, error))?;
     wire::decode(&answer).map_err(|error| CallError::Garbled { node: to, cause: error.to_string() })

@@ -163,6 +163,19 @@ impl Link {
     }
 }
 
+/// Returns when the peer of a connection has acknowledged nothing for `IDLE_TIMEOUT`, though it was made to now and then.
+pub(super) async fn silent(connection: &Connection) {
+    let mut silence = Silence::default();
+    loop {
+        let before = connection.stats().udp_rx.datagrams;
+        let _ = connection.send_datagram(Bytes::from_static(&[DATAGRAM_POKE]));
+        sleep(KEEP_ALIVE).await;
+        if silence.lasts(connection.stats().udp_rx.datagrams != before) {
+            return;
+        }
+    }
+}
+
 /// How many looks in a row found that nothing had come.
 #[derive(Default)]
 struct Silence(u32);

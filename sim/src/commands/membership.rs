@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use clap::Args;
-use fabric::limits::NODES_MAX;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use smartnode_sim::crowd::{Crowd, Outcome, Plan};
+use smartnode_sim::limits::CROWD_MAX;
 use tokio::time::Instant;
 
 use crate::commands::Output;
@@ -16,7 +16,7 @@ use crate::commands::Output;
 /// Runs the membership of many nodes alone.
 #[derive(Debug, Args)]
 pub struct RunMembership {
-    /// How many nodes
+    /// How many nodes, all of which know each other: 10000 take 22 GiB of memory
     #[arg(long, default_value_t = 1_000)]
     nodes: usize,
     /// Simulated seconds; nobody dies in the last forty
@@ -65,7 +65,7 @@ struct Summary {
 
 impl RunMembership {
     fn plan(&self) -> anyhow::Result<Plan> {
-        ensure!((2..=NODES_MAX).contains(&self.nodes), "--nodes {}: 2 to {NODES_MAX}", self.nodes);
+        ensure!((2..=CROWD_MAX).contains(&self.nodes), "--nodes {}: 2 to {CROWD_MAX}", self.nodes);
         ensure!((0.0..=50.0).contains(&self.loss), "--loss {}: 0 to 50 percent", self.loss);
         ensure!((0.0..=100.0).contains(&self.paused), "--paused {}: 0 to 100 percent", self.paused);
         ensure!((1..=86_400).contains(&self.seconds), "--seconds {}: 1 to 86400", self.seconds);
