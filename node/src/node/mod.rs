@@ -244,8 +244,7 @@ impl Node {
         let surroundings = Arc::new(wiring::Around::new(me, membership.clone(), gossip.clone()));
         let ledger_config =
             LedgerConfig { node: me, address: advertise.to_string(), role: file.role, begun: file.begun };
-        let rpc = Arc::new(transport.clone());
-        let ledger = registration.start(ledger_config, &seams, rpc, surroundings).await?;
+        let ledger = registration.start(ledger_config, &seams, Arc::new(transport.clone()), surroundings).await?;
         found(&seams, &ledger, &mut file).await?;
 
         let room = watch::Sender::new(room::driver::first(parts.host.disk(), parts.host.has_reserve()));

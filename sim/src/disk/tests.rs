@@ -211,3 +211,18 @@ fn what_a_failed_sync_left_in_the_cache_is_not_built_upon() {
         assert_eq!(last(&open(&disk).unwrap()).unwrap(), kept + 1, "seed {seed}");
     }
 }
+
+#[test]
+fn rot_hits_what_was_written_and_a_new_disk_is_empty() {
+    let disk = disk(1);
+    let files = disk.boot().1;
+    files.write("a", b"a small file").unwrap();
+    drop(open(&disk).unwrap());
+    let before = disk.digest();
+    let hit: Vec<String> = (0..20).map(|_| disk.rot_somewhere().unwrap()).collect();
+    assert!(hit.iter().any(|name| name == "a") && hit.iter().any(|name| name != "a"), "{hit:?}");
+    assert!(disk.digest() != before);
+    disk.wipe();
+    assert_eq!((disk.used_bytes(), disk.rot_somewhere()), (0, None));
+    assert_eq!(disk.boot().1.read("a").unwrap(), None);
+}

@@ -82,3 +82,22 @@ fn a_lease_that_ends_freezes_the_machine_without_anybody_asking() {
     paused().block_on(runtime.renew(id, 3 * LEASE_TTL, true)).unwrap();
     assert_eq!(kernel.running(LEASE_TTL).len(), 0, "a renewal never undoes a freeze by order");
 }
+
+#[test]
+fn a_supervisor_that_hangs_freezes_nothing_and_does_later_what_it_was_told() {
+    let (kernel, clock, switch) = (Kernel::default(), Arc::new(Set::default()), Switch::default());
+    let runtime = kernel.attach(clock.clone(), switch.on(), None);
+    let id = launch(None).id;
+    paused().block_on(runtime.start(&launch(Some(LEASE_TTL)))).unwrap();
+    kernel.hang();
+    assert_eq!(kernel.running(2 * LEASE_TTL).len(), 1, "its deadline goes by");
+    let told = paused().block_on(runtime.freeze(id));
+    assert!(matches!(told, Err(RuntimeError::Timeout { what: "freeze", .. })), "{told:?}");
+    assert_eq!(kernel.running(Duration::ZERO).len(), 1);
+    kernel.unhang(Duration::ZERO);
+    assert_eq!(kernel.running(Duration::ZERO).len(), 0, "what it was told waited for it");
+    paused().block_on(runtime.thaw(id)).unwrap();
+    kernel.hang();
+    assert!(paused().block_on(runtime.fence(id)).unwrap(), "the daemon needs no answer to kill");
+    assert!(!paused().block_on(runtime.list()).unwrap()[0].is_up());
+}

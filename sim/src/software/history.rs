@@ -125,8 +125,8 @@ impl History {
             };
             let words = format!("{entry:?}");
             boot.recorder.event(format_args!("applied {words}"));
-            if matches!(entry.verb.as_ref(), "takeover" | "confirm") && entry.refused.is_none() {
-                self.note_owner(ledger, &entry.verb, (entry.index, &entry.about));
+            if matches!(entry.verb, "takeover" | "confirm") && entry.refused.is_none() {
+                self.note_owner(ledger, entry.verb, (entry.index, &entry.about));
             }
             let found = self.book().same.applied(boot.host, entry.index, &words);
             found.into_iter().for_each(|found| boot.recorder.violation(&found));

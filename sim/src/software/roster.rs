@@ -193,3 +193,33 @@ impl Roster {
         known.first.iter().chain(known.tokens.values()).find(|token| used.contains(&token.id)).cloned()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use fabric::ids::{Digest, TokenId};
+
+    use super::*;
+
+    #[test]
+    fn a_host_that_was_wiped_is_nobody_until_it_has_a_token_of_its_own() {
+        let (roster, host, other) = (Roster::default(), HostId(2), HostId(1));
+        let token = |n| JoinToken { id: TokenId([n; 8]), secret: [n; 16], ca: Digest::default() };
+        [host, other].into_iter().for_each(|host| roster.boots(host));
+        roster.give_first(token(1), 1);
+        assert_eq!(roster.token(host).map(|token| token.id), Some(TokenId([1; 8])));
+        roster.is(host, NodeId([2; 32]));
+        roster.is(other, NodeId([1; 32]));
+        assert!(!roster.has_others_without_data(other));
+        roster.leaves(host);
+        roster.wiped(host);
+        assert!(roster.has_others_without_data(other) && !roster.is_leaving(host) && roster.has_left(NodeId([2; 32])));
+        assert_eq!(roster.gone(), BTreeSet::from([NodeId([2; 32])]));
+        assert_eq!(
+            (roster.token(host).is_none(), roster.next_waiting(), roster.next_waiting()),
+            (true, Some(host), None)
+        );
+        roster.give(host, token(2));
+        assert_eq!(roster.admitted(&token(2), NodeId([3; 32])), None);
+        assert_eq!(roster.used_up().map(|token| token.id), Some(TokenId([2; 8])));
+    }
+}
