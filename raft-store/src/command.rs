@@ -253,6 +253,8 @@ pub enum CommandV1 {
         reason: String,
         /// Not to be placed again for so long, in the cluster's time.
         back_off_ms: u64,
+        /// Its disk is here, and may have been written to: it stays.
+        here: bool,
     },
     /// The owner has stopped the machine and gives it up without a fault of either (a drain).
     Release {

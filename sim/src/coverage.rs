@@ -27,7 +27,7 @@ const LINES: [(&str, &str); 8] = [
 ];
 
 /// Situations that a long swarm of whole nodes under all faults must reach.
-pub const SITUATIONS: [&str; 40] = [
+pub const SITUATIONS: [&str; 41] = [
     "crashes",
     "cuts",
     "daemons",
@@ -62,6 +62,7 @@ pub const SITUATIONS: [&str; 40] = [
     "source-ends-in-starting-there",
     "source-ends-in-switch",
     "source-ends-in-sync",
+    "stale-view",
     "taken-over",
     "takeovers",
     "thawed",

@@ -28,6 +28,9 @@ use crate::trace::Trace;
 
 /// How long a sync takes, in microseconds: the host stands still for it, as a thread does.
 const SYNC_US: u64 = 400;
+/// A daemon that stands still for less, as for a sync, kills in time what its supervisor should have frozen: it begins 250 ms
+/// before the deadline.
+const STANDS_US: u64 = 200_000;
 /// A clock further behind than this has been stopped: its timers ring together, not one after another.
 const BEHIND_MAX: Duration = Duration::from_millis(3);
 
@@ -281,7 +284,7 @@ impl Host {
     /// does while it is down or stopped as well: the documented limit.
     pub fn supervise(&mut self, now_us: u64) {
         let Some(until_us) = self.hangs_until_us else { return };
-        let stands = self.life.as_ref().is_none_or(|life| life.held_until_us > now_us);
+        let stands = self.life.as_ref().is_none_or(|life| life.held_until_us > now_us + STANDS_US);
         if stands {
             self.mistaken_until_us = self.mistaken_until_us.max(until_us + QUANTUM_US);
         }

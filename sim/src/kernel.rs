@@ -37,6 +37,8 @@ const START: Duration = Duration::from_millis(30);
 const STOP: Duration = Duration::from_millis(20);
 /// How long a supervisor's answer is waited for, as the real runtime does.
 const ANSWER: Duration = Duration::from_secs(5);
+/// How long one that hangs is waited for before it is killed, its machine with it, as the real runtime does.
+const KILL: Duration = Duration::from_secs(10);
 /// How often a waiting request looks for its answer.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -351,15 +353,22 @@ impl FakeRuntime {
             }
             false => machine.obey(order, now),
         })?;
-        let mut waited = Duration::ZERO;
-        while hangs && self.kernel.hangs() {
-            if waited >= ANSWER {
+        if hangs {
+            self.wait_for_supervisor(ANSWER).await;
+            if self.kernel.hangs() {
                 return Err(RuntimeError::Timeout { id, what, after: ANSWER });
             }
+        }
+        Ok(thawed)
+    }
+
+    /// Waits while the supervisors hang, but not for longer than `patience`.
+    async fn wait_for_supervisor(&self, patience: Duration) {
+        let mut waited = Duration::ZERO;
+        while self.kernel.hangs() && waited < patience {
             sleep(LOOK).await;
             waited += LOOK;
         }
-        Ok(thawed)
     }
 
     /// What is on a machine's disk now.
@@ -505,7 +514,8 @@ impl Runtime for FakeRuntime {
         Ok(())
     }
 
-    async fn stop(&self, id: MachineId, _: Duration) -> Result<(), RuntimeError> {
+    async fn stop(&self, id: MachineId, grace: Duration) -> Result<(), RuntimeError> {
+        self.wait_for_supervisor(grace + KILL).await;
         sleep(STOP).await;
         self.with(id, |machine| {
             if machine.up {
@@ -519,6 +529,9 @@ impl Runtime for FakeRuntime {
     }
 
     async fn destroy(&self, id: MachineId) -> Result<(), RuntimeError> {
+        if self.with(id, |machine| Ok(machine.up)).unwrap_or(false) {
+            self.wait_for_supervisor(KILL).await;
+        }
         self.with_all(|machines| {
             machines.remove(&id);
             Ok(())

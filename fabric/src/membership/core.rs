@@ -340,7 +340,8 @@ impl Core {
     /// Publishes what foca now thinks of all nodes.
     fn look(&mut self, now: Now) {
         let members: Vec<FocaMember<Identity>> = self.foca.iter_membership_state().cloned().collect();
-        let all: BTreeSet<NodeId> = members.iter().map(|member| member.id().node).collect();
+        let mut all: BTreeSet<NodeId> = members.iter().map(|member| member.id().node).collect();
+        all.retain(|node| !self.guard.lock().removed.contains(node));
         let unseen: Vec<NodeId> = self.members.keys().filter(|node| !all.contains(node)).copied().collect();
         // Some that were decoded never became members.
         self.guard.lock().known = all;

@@ -283,8 +283,9 @@ async fn ask_from(
     let deadline = Instant::now() + JOIN_TIMEOUT;
     let answer = ask_while_heard(&connection, KIND_JOIN, &wire::encode(&request), deadline).await;
     let answer = answer.map_err(|error| match error {
-        AskError::NotSent { cause, .. } | AskError::Broken(cause) => unreachable(cause),
+        AskError::NotSent { cause, .. } => unreachable(cause),
         AskError::Late => JoinError::NoAnswer { peer, after: JOIN_TIMEOUT },
+        AskError::Broken(_) => JoinError::NoAnswer { peer, after: IDLE_TIMEOUT },
         AskError::Garbled(cause) => JoinError::Garbled { peer, cause },
         AskError::Refused(refusal) => clock_or(refusal, ours_ms),
     })?;

@@ -22,7 +22,7 @@ use super::{Action, Facts, Local, Phase, backed_off, backoff, decide, lost};
 use crate::api::failure::Failure;
 use crate::node::context::{Context, DOUBT};
 use crate::node::lease;
-use crate::runtime::{Launch, Observed};
+use crate::runtime::{Launch, Observed, RuntimeError};
 
 /// A daemon that begins waits so long for whoever can tell it how things are. Then it goes by its own copy, so that
 /// machines that need no lease run on a node which is alone.
@@ -351,7 +351,7 @@ async fn perform(
                 if failure.refusal.code == UNLEASED {
                     return Err(failure);
                 }
-                return Err(give_back(context, held, &record, epoch, failure).await);
+                return Err(give_back(context, held, (&record, epoch), failure, false).await);
             }
             submit(context, held, Command::Confirm { machine, epoch }).await?;
         }
@@ -374,11 +374,23 @@ async fn perform(
 }
 
 async fn start(context: &Context, held: &HeldGuard, record: &MachineRecord, epoch: u64) -> Result<(), Failure> {
+    let here = has_disk(context, record, epoch).await;
     match launch(context, record, epoch).await {
         Ok(()) => Ok(()),
         // Not the machine's failure: it is decided anew once there is a lease.
         Err(failure) if failure.refusal.code == UNLEASED => Err(failure),
-        Err(failure) => Err(give_back(context, held, record, epoch, failure).await),
+        Err(failure) => Err(give_back(context, held, (record, epoch), failure, here).await),
+    }
+}
+
+/// Whether what lies here is the machine's disk: this node has prepared it in this epoch before, so that it may have run on
+/// it, or has told the ledger that it has it.
+async fn has_disk(context: &Context, record: &MachineRecord, epoch: u64) -> bool {
+    let told = record.placement.is_some_and(|placement| placement.epoch == epoch && placement.confirmed);
+    match context.runtime.status(record.id).await {
+        Ok(status) => told || status.epoch == epoch,
+        Err(RuntimeError::NotFound(_)) => false,
+        Err(_) => told,
     }
 }
 
@@ -386,19 +398,19 @@ fn unleased() -> Failure {
     Failure::new(UNLEASED, "the lease of this node lapsed before the machine could start")
 }
 
-/// Tells the ledger that this node could not do it: the machine is tried again after a while that doubles; elsewhere, if it
-/// has never run here.
+/// Tells the ledger that this node could not do it: the machine is tried again after a while that doubles; elsewhere, unless
+/// its disk is `here`.
 async fn give_back(
     context: &Context,
     held: &HeldGuard,
-    record: &MachineRecord,
-    epoch: u64,
+    (record, epoch): (&MachineRecord, u64),
     failure: Failure,
+    here: bool,
 ) -> Failure {
     let doubled = BACKOFF * 2u32.saturating_pow(record.failures.min(16));
     let back_off_ms = doubled.min(BACKOFF_MAX).as_millis() as u64;
     let reason = failure.refusal.message.clone();
-    let failed = Command::Failed { machine: record.id, epoch, reason, back_off_ms };
+    let failed = Command::Failed { machine: record.id, epoch, reason, back_off_ms, here };
     give_up(context, held, failed).await.err().unwrap_or(failure)
 }
 

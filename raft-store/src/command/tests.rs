@@ -38,7 +38,7 @@ fn samples() -> Vec<Command> {
         Forget { machine, epoch: 2 },
         Place { items: vec![item(1, 2, &[1, 2])] },
         Confirm { machine, epoch: 2 },
-        Failed { machine, epoch: 2, reason: "it broke".into(), back_off_ms: 5 },
+        Failed { machine, epoch: 2, reason: "it broke".into(), back_off_ms: 5, here: true },
         Release { machine, epoch: 2 },
         takeover(1, 2, 3, &[1], 9),
         move_begin(1, 2, 3, 2),

@@ -148,8 +148,8 @@ impl State {
             Place { items } => self.place(items),
             Confirm { machine, epoch } => self.confirm(actor.node, *machine, *epoch),
             Ended { machine, epoch, restarts, code } => self.ended(actor.node, *machine, *epoch, *restarts, *code),
-            Failed { machine, epoch, reason, back_off_ms } => {
-                self.failed(actor.node, *machine, *epoch, reason, *back_off_ms)
+            Failed { machine, epoch, reason, back_off_ms, here } => {
+                self.failed((actor.node, *here), *machine, *epoch, reason, *back_off_ms)
             }
             Release { machine, epoch } => self.release(actor.node, *machine, *epoch),
             Takeover { machine, epoch, from, candidates, judged_term, .. } => {

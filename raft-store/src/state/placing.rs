@@ -263,17 +263,17 @@ impl State {
         Ok(Outcome::Done { revision: self.revision() })
     }
 
+    /// `here`: the owner's disk is the machine's, and whoever went elsewhere without it would begin with an empty one.
     pub(super) fn failed(
         &mut self,
-        actor: NodeId,
+        (actor, here): (NodeId, bool),
         id: MachineId,
         epoch: u64,
         reason: &str,
         back_off_ms: u64,
     ) -> Result<Outcome, Refusal> {
         let (machine, placement) = self.owned_placement(actor, id, epoch)?;
-        // Its disk is here, and whoever went elsewhere without it would begin with an empty one.
-        let bound = machine.spec.pinned == Some(actor) || placement.confirmed;
+        let bound = machine.spec.pinned == Some(actor) || here;
         // A move that failed at one end goes back to the other, where the disk and the room are kept.
         let back = unsettled(&placement).map(|(_, other)| other).filter(|other| self.nodes.contains_key(other));
         let stays = bound || (unsettled(&placement).is_some() && back.is_none());
@@ -287,6 +287,10 @@ impl State {
             machine.not_before_ms = not_before_ms;
             machine.waiting = Some(reason);
             match &mut machine.placement {
+                Some(placement) if here => {
+                    placement.confirmed = true;
+                    (placement.moving, placement.previous) = (None, None);
+                }
                 Some(placement) if stays => placement.moving = None,
                 Some(_) if back.is_some() => {}
                 _ => machine.placement = None,

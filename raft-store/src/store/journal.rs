@@ -15,7 +15,8 @@
 //! One record is written and synced at a time, and no two share a sector, so a power cut can tear the last one only: it was
 //! promised to nobody, and reading ends there. What was promised and has rotted is told from it by the seals: of the device
 //! it is assumed that it writes a sector as a whole or not at all, so a sector under the tag of the head whose sum is wrong
-//! was right once. It is refused, like a record that lacks a sector while others follow it. (Write-ahead logging; Mohan et
+//! was right once. It is refused, like a record that lacks a sector while others follow it. A sector of the last record that
+//! is replaced as a whole, with its tag, passes for one that was never written. (Write-ahead logging; Mohan et
 //! al., ARIES, ACM TODS 17:1, 1992. That a damaged end must not pass for a torn one: Alagappan et al., Protocol-Aware
 //! Recovery for Consensus-Based Storage, FAST 2018.)
 
@@ -182,9 +183,10 @@ fn scan(bytes: &[u8], head: JournalHeadV1) -> Result<Vec<JournalRecordV1>, Store
         records.push(record);
         at += length;
     }
-    let behind = |at| {
-        let found = frame_in(bytes, at, &tag).ok().flatten();
-        found.is_some_and(|(frame, _)| of_head(&frame, head).is_ok())
+    // One that has rotted was written, too.
+    let behind = |at| match frame_in(bytes, at, &tag) {
+        Ok(found) => found.is_some_and(|(frame, _)| of_head(&frame, head).is_ok()),
+        Err(_) => true,
     };
     if (at..bytes.len()).step_by(SECTOR).any(behind) {
         return Err(rotten(records.len(), "records that were written after it are there".to_owned()));
@@ -412,11 +414,14 @@ mod tests {
 
     #[test]
     fn content_that_looks_like_a_later_record_is_none() {
-        // What a client sent, wherever its sectors fall: it bears the seals of the record around it.
-        let forged = sealed(&tag(JournalHeadV1 { run: [7; 16], ..HEAD }), b"a record of another run");
-        let around = sealed(&tag(HEAD), &[&[0; LOAD][..], &forged, &[0; LOAD]].concat());
-        let bytes = [&[0; SECTOR][..], &around[..SECTOR], &[0; SECTOR], &around[2 * SECTOR..], &forged].concat();
-        assert_eq!(scan(&bytes, HEAD).unwrap(), [], "it lacks a sector, and nothing was written behind it");
+        // What a client sent, wherever its bytes fall, though it knew the head: it stands behind the seals of its own record.
+        let later = JournalRecordV1 { head: HEAD, number: 9, committed: None, entries: Vec::new() };
+        let forged = sealed(&tag(HEAD), &wire::encode(&later));
+        for before in 0..SECTOR {
+            let around = sealed(&tag(HEAD), &[&vec![0; LOAD + before][..], &forged, &[0; LOAD]].concat());
+            let bytes = [&[0; SECTOR][..], &[0; SECTOR], &around[SECTOR..], &[0; SECTOR]].concat();
+            assert_eq!(scan(&bytes, HEAD).unwrap(), [], "it lacks its first sector, and nothing was written behind it");
+        }
     }
 
     #[test]

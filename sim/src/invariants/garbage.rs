@@ -3,7 +3,7 @@
 //! Source: design sections 3 and 14. That a node ends without a fault of its disk is judged where it ends
 //! (`software/node.rs`); here, that after all the garbage every node still answers every other one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::actor::HostId;
 
@@ -11,7 +11,8 @@ use crate::actor::HostId;
 #[derive(Debug, Default)]
 pub struct Garbage {
     sent: u64,
-    answered: BTreeSet<(HostId, HostId)>,
+    /// Who answered each host when it last asked all of them.
+    answered: BTreeMap<HostId, BTreeSet<HostId>>,
 }
 
 impl Garbage {
@@ -25,15 +26,16 @@ impl Garbage {
         self.sent
     }
 
-    /// A host that asked a proper question, after the last garbage, was answered by another.
-    pub fn answered(&mut self, asking: HostId, by: HostId) {
-        self.answered.insert((asking, by));
+    /// A host has asked all others proper questions, and these have answered. What it was answered before counts no more.
+    pub fn answered(&mut self, asking: HostId, by: BTreeSet<HostId>) {
+        self.answered.insert(asking, by);
     }
 
     /// What does not hold of these hosts.
     pub fn check(&self, up: &[HostId]) -> Vec<String> {
         let pairs = up.iter().flat_map(|asking| up.iter().map(move |by| (*asking, *by)));
-        let silent = pairs.filter(|pair| pair.0 != pair.1 && !self.answered.contains(pair));
+        let answers = |(asking, by): &(HostId, HostId)| self.answered.get(asking).is_some_and(|all| all.contains(by));
+        let silent = pairs.filter(|pair| pair.0 != pair.1 && !answers(pair));
         silent.map(|(asking, by)| format!("I8: {by} does not answer {asking} after the garbage")).collect()
     }
 }
@@ -46,9 +48,11 @@ mod tests {
     fn who_does_not_answer_is_named() {
         let mut garbage = Garbage::default();
         garbage.sent();
-        garbage.answered(HostId(1), HostId(2));
+        garbage.answered(HostId(1), BTreeSet::from([HostId(2)]));
         assert_eq!(garbage.check(&[HostId(1), HostId(2)]), ["I8: h1 does not answer h2 after the garbage"]);
-        garbage.answered(HostId(2), HostId(1));
+        garbage.answered(HostId(2), BTreeSet::from([HostId(1)]));
         assert!(garbage.check(&[HostId(1), HostId(2)]).is_empty() && garbage.count() == 1);
+        garbage.answered(HostId(2), BTreeSet::new());
+        assert_eq!(garbage.check(&[HostId(1), HostId(2)]), ["I8: h1 does not answer h2 after the garbage"]);
     }
 }

@@ -10,6 +10,7 @@ use fabric::limits::CERTIFICATE_TTL;
 use fabric::model::{Capacity, Labels, NodeRecord, Role};
 use fabric::seams::draw;
 use fabric::token::JoinToken;
+use raft_store::codes;
 use raft_store::command::{Actor, Command};
 use raft_store::ledger::LedgerError;
 use rand::rngs::StdRng;
@@ -52,6 +53,9 @@ impl Admins {
         let mut rng = StdRng::seed_from_u64(boot.seed ^ 2);
         loop {
             sleep(Duration::from_millis(rng.random_range(PAUSE_MS))).await;
+            if has_stale_view(context) {
+                self.roster.reached("stale-view");
+            }
             self.remove(boot, &backend, context, &mut rng).await;
             self.let_in(boot, &backend).await;
             let calm = boot.recorder.world_us() >= boot.calm_us;
@@ -132,7 +136,9 @@ impl Admins {
         let answer = context.ledger.write(Actor::fabric(context.me), None, admit).await;
         boot.recorder.event(format_args!("a used token is shown: {:?}", answer.as_ref().map(|applied| applied.index)));
         match answer {
-            Err(LedgerError::Refused(_)) => self.roster.reached("used-token-refused"),
+            Err(LedgerError::Refused(refusal)) if refusal.code == codes::TOKEN_USED_UP => {
+                self.roster.reached("used-token-refused");
+            }
             Err(_) => {}
             Ok(_) => self.roster.admitted(&token, id).into_iter().for_each(|found| boot.recorder.violation(&found)),
         }
@@ -172,6 +178,13 @@ impl Admins {
             }
         }
     }
+}
+
+/// Whether this node holds a lease, and nothing thaws by it until its view of the ledger is newer.
+fn has_stale_view(context: &Context) -> bool {
+    let (lease, now) = (context.lease.borrow().clone(), context.seams.clock.boottime());
+    let view = context.ledger.read_at(|index, _| index);
+    lease.may_thaw(now, u64::MAX, true) && !lease.may_thaw(now, view, true)
 }
 
 fn write(backend: &NodeBackend) -> Write {

@@ -4,7 +4,8 @@
 //!
 //! The judgement is `invariants/garbage.rs`.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fabric::ids::NodeId;
@@ -46,7 +47,7 @@ impl Gremlins {
         Gremlins { roster, garbage: Arc::default() }
     }
 
-    fn garbage(&self) -> std::sync::MutexGuard<'_, Garbage> {
+    fn garbage(&self) -> MutexGuard<'_, Garbage> {
         self.garbage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -57,27 +58,20 @@ impl Gremlins {
         loop {
             sleep(PAUSE).await;
             let others = self.roster.others(boot.host);
-            let Some((host, peer)) = others.choose(&mut rng).copied() else { continue };
+            let Some((_, peer)) = others.choose(&mut rng).copied() else { continue };
             if boot.recorder.world_us() < boot.calm_us {
                 prank(transport, peer, &mut rng).await;
                 self.garbage().sent();
-            } else {
-                for (host, peer) in others {
-                    self.ask(boot, transport, (host, peer)).await;
-                }
-                boot.recorder.event(format_args!("has asked {host} and the others"));
+                continue;
             }
-        }
-    }
-
-    /// Asks for what every node answers, and opens a stream that every node refuses in words.
-    async fn ask(&self, boot: &Boot, transport: &Transport, (host, peer): (HostId, NodeId)) {
-        let question = wire::encode(&StatusAskV1 { machines: Vec::new() });
-        let answer = transport.call(peer, STATUS, question, ANSWER).await;
-        let stream = transport.open(peer, Class::Session, LOGS, vec![0], ANSWER).await;
-        let refused = matches!(&stream, Err(CallError::Refused(refusal)) if refusal.code != "busy");
-        if answer.is_ok() && refused {
-            self.garbage().answered(boot.host, host);
+            let mut answered = BTreeSet::new();
+            for (host, peer) in others {
+                if answers(transport, peer).await {
+                    answered.insert(host);
+                }
+            }
+            boot.recorder.event(format_args!("is answered by {answered:?}"));
+            self.garbage().answered(boot.host, answered);
         }
     }
 
@@ -90,6 +84,14 @@ impl Gremlins {
     pub fn played(&self) -> u64 {
         self.garbage().count()
     }
+}
+
+/// Whether a peer gives what every node answers, and refuses in words a stream that every node refuses.
+async fn answers(transport: &Transport, peer: NodeId) -> bool {
+    let question = wire::encode(&StatusAskV1 { machines: Vec::new() });
+    let answer = transport.call(peer, STATUS, question, ANSWER).await;
+    let stream = transport.open(peer, Class::Session, LOGS, vec![0], ANSWER).await;
+    answer.is_ok() && matches!(&stream, Err(CallError::Refused(refusal)) if refusal.code != "busy")
 }
 
 fn noise(rng: &mut StdRng) -> Vec<u8> {

@@ -125,7 +125,7 @@ impl History {
             };
             let words = format!("{entry:?}");
             boot.recorder.event(format_args!("applied {words}"));
-            if matches!(entry.verb, "takeover" | "confirm") && entry.refused.is_none() {
+            if matches!(entry.verb, "takeover" | "confirm" | "failed") && entry.refused.is_none() {
                 self.note_owner(ledger, entry.verb, (entry.index, &entry.about));
             }
             let found = self.book().same.applied(boot.host, entry.index, &words);
@@ -134,14 +134,14 @@ impl History {
         }
     }
 
-    /// Tells the world of a takeover or of a confirmation, once.
+    /// Tells the world of a takeover, or of an owner that has told of its disk, once.
     fn note_owner(&self, ledger: &Ledger, verb: &str, (index, about): (u64, &str)) {
         let is_new = self.book().same.is_new(index);
         let Some(machine) = about.parse::<MachineId>().ok().filter(|_| is_new) else { return };
         let record = ledger.read(|state| state.machines.get(&machine).map(|record| (record.epoch, record.placement)));
         let (epoch, placement) = (record.map(|(epoch, _)| epoch), record.and_then(|(_, placement)| placement));
         let mut book = self.book();
-        if verb == "confirm" {
+        if verb != "takeover" {
             let confirmed = placement.filter(|placement| placement.confirmed);
             return book.confirmed.extend(confirmed.map(|placement| (machine, placement.epoch)));
         }

@@ -285,15 +285,16 @@ impl Software for Nodes {
             let failures = boot.disk.counts().failures;
             let ending = this.run(&boot).await.unwrap_or_else(|error| {
                 boot.recorder.event(format_args!("the daemon ends: {error:#}"));
+                // What a disk that fails does to a node is to end it; without such a reason it must go on.
+                if !boot.has_power() || boot.disk.counts().failures > failures {
+                    return Ending::Restart;
+                }
                 // Data that has rotted is refused; whoever runs the node lets it join anew then.
                 if this.roster.is_rotten(boot.host) {
                     this.roster.reached("rot-refused");
                     return Ending::Reinstall;
                 }
-                // What a disk that fails does to a node is to end it; without such a reason it must go on.
-                if boot.has_power() && boot.disk.counts().failures == failures {
-                    boot.recorder.violation(&format!("I8: the node ends: {error:#}"));
-                }
+                boot.recorder.violation(&format!("I8: the node ends: {error:#}"));
                 Ending::Restart
             });
             boot.exit.leave(ending);

@@ -298,6 +298,11 @@ impl Operators {
             .flat_map(|(host, kernel)| kernel.running().into_iter().map(move |machine| (host, machine)))
             .collect();
         let mut failed = machines_once::check(&wanted, &running);
+        let closed = known.contexts.iter().filter(|(host, _)| up.contains(host)).flat_map(|(host, context)| {
+            let unpublished = context.unpublished.borrow();
+            unpublished.values().map(|why| format!("I3: {host}: {why}")).collect::<Vec<_>>()
+        });
+        failed.extend(closed);
         if !failed.is_empty() {
             let owned = wanted.iter().filter_map(|(id, place)| Some((id, known.kernels.get(&place.as_ref()?.0)?)));
             failed.extend(owned.map(|(id, kernel)| format!("machine {id:?} at its owner: {}", kernel.describe(*id))));

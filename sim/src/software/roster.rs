@@ -29,10 +29,8 @@ struct Known {
     leaving: BTreeSet<HostId>,
     /// Nodes that were ever to leave: their removal may be a word that came late.
     left: BTreeSet<NodeId>,
-    /// Hosts whose disk has rotted.
+    /// Hosts whose disk has rotted, and that have not been up for long since.
     rotten: BTreeSet<HostId>,
-    /// Those of them that have not been up for long since.
-    suspect: BTreeSet<HostId>,
     admissions: Admissions,
     /// What was reached how often.
     reached: BTreeMap<String, u64>,
@@ -86,7 +84,6 @@ impl Roster {
         known.tokens.remove(&host);
         known.leaving.remove(&host);
         known.rotten.remove(&host);
-        known.suspect.remove(&host);
     }
 
     /// Nodes whose data is gone.
@@ -98,24 +95,22 @@ impl Roster {
     pub fn has_others_without_data(&self, host: HostId) -> bool {
         let known = self.known();
         let missing = known.hosts.iter().any(|other| *other != host && !known.nodes.contains_key(other));
-        missing || known.suspect.iter().any(|other| *other != host)
+        missing || known.rotten.iter().any(|other| *other != host)
     }
 
     /// A host's disk has rotted.
     pub fn rotted(&self, host: HostId) {
-        let mut known = self.known();
-        known.rotten.insert(host);
-        known.suspect.insert(host);
+        self.known().rotten.insert(host);
     }
 
-    /// Whether a host's disk has rotted.
+    /// Whether a host's disk has rotted, and it has not been up for long since.
     pub fn is_rotten(&self, host: HostId) -> bool {
         self.known().rotten.contains(&host)
     }
 
     /// A host has read what is on its disk and goes on with it.
     pub fn is_well(&self, host: HostId) {
-        self.known().suspect.remove(&host);
+        self.known().rotten.remove(&host);
     }
 
     /// A host is to leave.

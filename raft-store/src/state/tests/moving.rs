@@ -89,7 +89,7 @@ fn a_move_ends_when_the_machine_is_deleted_or_taken_over() {
 fn an_unsettled_move_goes_back_to_its_source_when_the_destination_fails() {
     let mut world = switched();
     let reason = String::from("the disk is full");
-    world.ok_from(3, Command::Failed { machine: machine_id(1), epoch: 2, reason, back_off_ms: 0 });
+    world.ok_from(3, Command::Failed { machine: machine_id(1), epoch: 2, reason, back_off_ms: 0, here: false });
     let placement = world.placement(1);
     assert_eq!((placement.node, placement.epoch, placement.fresh), (node_id(2), 3, false));
     world.ok_from(2, confirm(1, 3));

@@ -8,7 +8,7 @@ fn refused(result: &PlaceResult) -> (&str, &str) {
 }
 
 fn failed(n: u8, epoch: u64, back_off_ms: u64) -> Command {
-    Command::Failed { machine: machine_id(n), epoch, reason: "no such program".into(), back_off_ms }
+    Command::Failed { machine: machine_id(n), epoch, reason: "no such program".into(), back_off_ms, here: false }
 }
 
 fn release(n: u8, epoch: u64) -> Command {
@@ -193,13 +193,22 @@ fn a_pinned_machine_that_failed_stays_where_it_is_pinned() {
 fn a_machine_that_has_run_stays_where_its_disk_is() {
     let mut world = World::new();
     world.run(1, spec(GIB), 2);
-    world.ok_from(2, failed(1, 1, 1000));
+    let stays = |epoch| Command::Failed {
+        machine: machine_id(1),
+        epoch,
+        reason: "no such program".into(),
+        back_off_ms: 1000,
+        here: true,
+    };
+    world.ok_from(2, stays(1));
     let machine = world.machine(1);
     assert_eq!(machine.placement.map(|p| (p.node, p.epoch, p.confirmed)), Some((node_id(2), 1, true)));
     assert_eq!((machine.failures, machine.not_before_ms), (1, world.at_ms + 1000), "and is tried again there");
     assert_eq!(world.state.unplaced().count(), 0);
     world.ok(takeover(1, 1, 2, &[3], 1));
     assert!(world.placement(1).fresh, "when its node dies, it goes on without it");
+    world.ok_from(3, failed(1, 2, 0));
+    assert_eq!(world.machine(1).placement, None, "where it has none, it is bound to nothing");
 }
 
 #[test]

@@ -138,11 +138,12 @@ fn machine_command() -> impl Strategy<Value = Command> {
         3 => (m(), epoch()).prop_map(|(machine, epoch)| Confirm { machine, epoch }),
         2 => (m(), epoch(), 0u64..3, 0i32..2)
             .prop_map(|(machine, epoch, restarts, code)| Ended { machine, epoch, restarts, code }),
-        2 => (m(), epoch(), any::<u64>()).prop_map(|(machine, epoch, back_off_ms)| Failed {
+        2 => (m(), epoch(), any::<u64>(), any::<bool>()).prop_map(|(machine, epoch, back_off_ms, here)| Failed {
             machine,
             epoch,
             reason: "it broke".into(),
-            back_off_ms: back_off_ms % 2_000_000
+            back_off_ms: back_off_ms % 2_000_000,
+            here,
         }),
         1 => (m(), epoch()).prop_map(|(machine, epoch)| Release { machine, epoch }),
         4 => (small(), epoch(), small(), candidates(), 1u64..3)
