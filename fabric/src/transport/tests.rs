@@ -79,6 +79,16 @@ impl Cluster {
     }
 
     fn start_on(&self, key: NodeKey, listen: SocketAddr, age: Duration, udp: Arc<dyn Udp>) -> Node {
+        self.start_admitting((key, age), listen, udp, self.join_handler())
+    }
+
+    fn start_admitting(
+        &self,
+        (key, age): (NodeKey, Duration),
+        listen: SocketAddr,
+        udp: Arc<dyn Udp>,
+        join: JoinHandler,
+    ) -> Node {
         let directory = tempfile::tempdir().unwrap();
         let seams = Seams { udp, ..crate::seams::real::seams(directory.path()).unwrap() };
         let trust = Arc::new(RwLock::new(Trust::new([self.ca.cert_der().to_vec()]).unwrap()));
@@ -92,7 +102,7 @@ impl Cluster {
             let note = note.clone();
             async move { note.send((peer, body)).await.unwrap() }
         });
-        handlers.join = Some(self.join_handler());
+        handlers.join = Some(join);
         handlers.renew = Some(self.renew_handler());
         let config = TransportConfig { listen };
         let credentials = self.credentials(&key, age);

@@ -96,7 +96,7 @@ restart-machine 71032bd250
 forget-machine b8dfa53d3f
 place 17e81df50b
 confirm 4553b7f4c5
-failed 2965dcb1b6
+failed 2e345a1fe2
 release cc2f4688fb
 takeover 2eda5eed2c
 move-begin b7a9911073

@@ -122,6 +122,35 @@ async fn an_unused_connection_ends_and_the_next_call_makes_another() {
     assert_eq!(a.echo(&b, b"x").await.unwrap(), b"x");
 }
 
+/// What a joiner is told, and when, by a peer that takes so long over it and is cut off meanwhile or not.
+async fn asked_of_a_peer_that_takes(length: Duration, cut: bool) -> (Result<JoinAnswer, JoinError>, Duration) {
+    let (cluster, net) = (Cluster::new(), Arc::<Net>::default());
+    let udp: Arc<dyn Udp> = Arc::new(MemoryUdp(net.clone()));
+    let (admit, cable) = (cluster.join_handler(), net.clone());
+    let join: JoinHandler = Arc::new(move |request, from| {
+        let (admit, cable) = (admit.clone(), cable.clone());
+        Box::pin(async move {
+            cable.cut.store(cut, Ordering::Relaxed);
+            tokio::time::sleep(length).await;
+            admit(request, from).await
+        })
+    });
+    let own = (NodeKey::generate(&KernelEntropy), Duration::ZERO);
+    let node = cluster.start_admitting(own, loopback(), udp, join);
+    let (key, begun) = (NodeKey::generate(&KernelEntropy), Instant::now());
+    let answer = join::ask(&node.seams, node.addr(), &cluster.token(), &key, joiner()).await;
+    (answer, begun.elapsed())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_joiner_leaves_a_peer_that_falls_silent_and_waits_for_one_that_takes_its_time() {
+    let (answer, took) = asked_of_a_peer_that_takes(2 * IDLE_TIMEOUT, false).await;
+    assert!(answer.is_ok() && took >= 2 * IDLE_TIMEOUT, "{took:?}");
+    let (answer, took) = asked_of_a_peer_that_takes(SECOND, true).await;
+    assert!(matches!(answer, Err(JoinError::NoAnswer { .. })), "{:?}", answer.err());
+    assert!(took <= IDLE_TIMEOUT + KEEP_ALIVE && took < JOIN_TIMEOUT / 2, "{took:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_connection_lives_as_long_as_a_stream_or_a_long_call_uses_it() {
     let (a, b) = pair_on(&Arc::default());
