@@ -135,6 +135,8 @@ pub const REFUSAL_BYTES_MAX: usize = 64 * 1024;
 pub const STREAM_HEADER_BYTES_MAX: usize = 64 * 1024;
 /// Joins and renewals served at once.
 pub const JOINS_MAX: usize = 64;
+/// A peer that acknowledges nothing for so long while it is asked to admit is left for the next one: a join may be repeated.
+pub const JOIN_SILENCE: Duration = Duration::from_secs(4);
 /// Deadline of a join or renewal.
 pub const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of a request or answer of a join.

@@ -257,8 +257,9 @@ pub enum Action {
     EndMachine(HostId, u64),
     /// Lets so many further starts of machines fail on a host.
     FailStarts(HostId, u32),
-    /// Lets the supervisors of a host hang for so many microseconds.
-    Hang(HostId, u64),
+    /// Lets the supervisors of a host hang for so many microseconds; with `true`, it is cut off until [`Action::Bridge`], as
+    /// when its storage and its links are one.
+    Hang(HostId, u64, bool),
     /// Has a host leave the others.
     Leave(HostId),
     /// Cuts a host's power for so many microseconds, and its links until [`Action::Bridge`].
@@ -292,6 +293,9 @@ pub struct Plan {
 
 /// Least and most time between two actions, in microseconds.
 const GAP_US: std::ops::Range<u64> = 200_000..2_500_000;
+
+/// How long supervisors hang: longer than a lease lasts, now and then.
+const HANG_US: std::ops::Range<u64> = 500_000..16_000_000;
 
 /// How long a host that is back reaches nobody: a node that is alone with its copy waits 15 s before it goes by it.
 const ISLAND_US: std::ops::Range<u64> = 1_000_000..25_000_000;
@@ -397,7 +401,14 @@ impl Plan {
             Fault::SlowDisk | Fault::FullDisk | Fault::FailSync => self.disk_trouble(kind, host, now_us),
             Fault::MachineDies => Action::EndMachine(host, rng.random_range(0..1_000)),
             Fault::StartFails => Action::FailStarts(host, rng.random_range(1..3)),
-            Fault::FreezeHangs => Action::Hang(host, rng.random_range(500_000..8_000_000)),
+            Fault::FreezeHangs => {
+                let length_us = rng.random_range(HANG_US);
+                let alone = rng.random_bool(0.5);
+                if alone {
+                    self.bridge.insert(host, now_us + length_us);
+                }
+                Action::Hang(host, length_us, alone)
+            }
             Fault::Leave => Action::Leave(host),
             Fault::Rot => Action::Rot(host, rng.random_range(1_000..3_000_000)),
             Fault::LoseDisk => Action::LoseDisk(host, rng.random_range(1_000..3_000_000)),

@@ -300,8 +300,11 @@ impl World {
                 self.count_many("machine-deaths", u64::from(ended));
             }
             Action::FailStarts(id, starts) => self.host(*id).fail_starts(*starts),
-            Action::Hang(id, length_us) => {
+            Action::Hang(id, length_us, alone) => {
                 self.host(*id).hang((now_us + length_us).min(calm_us));
+                if *alone {
+                    self.around.net.island(*id);
+                }
                 self.count("hangs");
             }
             Action::Leave(id) => self.around.software.leaves(*id),

@@ -11,7 +11,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep};
 
 use super::{Class, Shared, fault, request};
-use crate::limits::{IDLE_TIMEOUT, KEEP_ALIVE, STREAMS_OPEN_MAX};
+use crate::limits::{IDLE_TIMEOUT, JOIN_SILENCE, KEEP_ALIVE, STREAMS_OPEN_MAX};
 use crate::rpc::Peer;
 
 /// First byte of a datagram that only keeps the connection alive.
@@ -163,16 +163,15 @@ impl Link {
     }
 }
 
-/// Returns when the peer of a connection has acknowledged nothing for `IDLE_TIMEOUT`, though it was made to now and then.
+/// Returns when the peer of a connection has acknowledged nothing for `JOIN_SILENCE`, though it was made to all the time.
 pub(super) async fn silent(connection: &Connection) {
-    let mut silence = Silence::default();
-    loop {
+    const LOOKS: u32 = 4;
+    let mut silent = 0;
+    while silent < LOOKS {
         let before = connection.stats().udp_rx.datagrams;
         let _ = connection.send_datagram(Bytes::from_static(&[DATAGRAM_POKE]));
-        sleep(KEEP_ALIVE).await;
-        if silence.lasts(connection.stats().udp_rx.datagrams != before) {
-            return;
-        }
+        sleep(JOIN_SILENCE / LOOKS).await;
+        silent = if connection.stats().udp_rx.datagrams == before { silent + 1 } else { 0 };
     }
 }
 

@@ -218,7 +218,7 @@ impl Cast<'_> {
             Deed::Mend(who) => self.each(who, Action::MendDisk),
             Deed::EndMachine(who) => self.each(who, |host| Action::EndMachine(host, 0)),
             Deed::FailStarts(who, starts) => self.each(who, |host| Action::FailStarts(host, *starts)),
-            Deed::Hang(who, length_us) => self.each(who, |host| Action::Hang(host, *length_us)),
+            Deed::Hang(who, length_us) => self.each(who, |host| Action::Hang(host, *length_us, false)),
             Deed::Rot(who, length_us) => self.each(who, |host| Action::Rot(host, *length_us)),
             Deed::LoseDisk(who, length_us) => self.each(who, |host| Action::LoseDisk(host, *length_us)),
             Deed::Leave(who) => self.each(who, Action::Leave),

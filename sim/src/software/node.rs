@@ -294,7 +294,11 @@ impl Software for Nodes {
                     this.roster.reached("rot-refused");
                     return Ending::Reinstall;
                 }
-                boot.recorder.violation(&format!("I8: the node ends: {error:#}"));
+                // A panic has been told already, as what it is.
+                let told = format!("{error:#}");
+                if !told.contains("panicked") {
+                    boot.recorder.violation(&format!("I8: the node ends: {told}"));
+                }
                 Ending::Restart
             });
             boot.exit.leave(ending);
