@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use quinn::{Connection, ConnectionError, VarInt};
@@ -112,7 +113,7 @@ impl Link {
             sleep(KEEP_ALIVE).await;
             let heard = self.connection.stats().udp_rx.datagrams != before;
             // Who asks nothing any more waits for nothing.
-            if silence.lasts(heard || !self.is_used()) {
+            if silence.lasts(heard || !self.is_used(), KEEP_ALIVE, IDLE_TIMEOUT) {
                 self.close(fault::CLOSE_SILENT, "no answer");
             }
             if self.is_used() {
@@ -165,25 +166,26 @@ impl Link {
 
 /// Returns when the peer of a connection has acknowledged nothing for `JOIN_SILENCE`, though it was made to all the time.
 pub(super) async fn silent(connection: &Connection) {
-    const LOOKS: u32 = 4;
-    let mut silent = 0;
-    while silent < LOOKS {
+    let (mut silence, pause) = (Silence::default(), JOIN_SILENCE / 4);
+    loop {
         let before = connection.stats().udp_rx.datagrams;
         let _ = connection.send_datagram(Bytes::from_static(&[DATAGRAM_POKE]));
-        sleep(JOIN_SILENCE / LOOKS).await;
-        silent = if connection.stats().udp_rx.datagrams == before { silent + 1 } else { 0 };
+        sleep(pause).await;
+        if silence.lasts(connection.stats().udp_rx.datagrams != before, pause, JOIN_SILENCE) {
+            return;
+        }
     }
 }
 
-/// How many looks in a row found that nothing had come.
+/// For how long looks in a row found that nothing had come.
 #[derive(Default)]
-struct Silence(u32);
+struct Silence(Duration);
 
 impl Silence {
-    /// Notes a look; whether the peer has been silent for `IDLE_TIMEOUT`.
-    fn lasts(&mut self, heard: bool) -> bool {
-        self.0 = if heard { 0 } else { self.0 + 1 };
-        KEEP_ALIVE * self.0 >= IDLE_TIMEOUT
+    /// Notes a look after a `pause`; whether the peer has been silent for `patience`.
+    fn lasts(&mut self, heard: bool, pause: Duration, patience: Duration) -> bool {
+        self.0 = if heard { Duration::ZERO } else { self.0 + pause };
+        self.0 >= patience
     }
 }
 
@@ -206,9 +208,9 @@ mod tests {
         let mut silence = Silence::default();
         let looks = IDLE_TIMEOUT.as_millis().div_ceil(KEEP_ALIVE.as_millis());
         for _ in 1..looks {
-            assert!(!silence.lasts(false));
+            assert!(!silence.lasts(false, KEEP_ALIVE, IDLE_TIMEOUT));
         }
-        assert!(silence.lasts(false));
-        assert!(!silence.lasts(true) && !silence.lasts(false));
+        assert!(silence.lasts(false, KEEP_ALIVE, IDLE_TIMEOUT));
+        assert!(!silence.lasts(true, KEEP_ALIVE, IDLE_TIMEOUT) && !silence.lasts(false, KEEP_ALIVE, IDLE_TIMEOUT));
     }
 }
