@@ -115,8 +115,9 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 pub const HANDSHAKE_REMAINS: Duration = Duration::from_secs(3);
 /// A connection over which nothing came for this long is dead, or not needed.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
-/// A connection with a request or stream under way is kept alive at this interval.
-pub const KEEP_ALIVE: Duration = Duration::from_secs(3);
+/// A peer that acknowledges nothing for so long is left, where what it was asked may be asked again: the control connection
+/// is made anew, a joiner asks the next one.
+pub const SILENCE: Duration = Duration::from_secs(4);
 /// Addresses of nodes that a node remembers.
 pub const ADDRESSES_MAX: usize = 2 * NODES_MAX;
 /// Datagrams per peer that wait for a connection; the oldest gives way.
@@ -135,8 +136,6 @@ pub const REFUSAL_BYTES_MAX: usize = 64 * 1024;
 pub const STREAM_HEADER_BYTES_MAX: usize = 64 * 1024;
 /// Joins and renewals served at once.
 pub const JOINS_MAX: usize = 64;
-/// A peer that acknowledges nothing for so long while it is asked to admit is left for the next one: a join may be repeated.
-pub const JOIN_SILENCE: Duration = Duration::from_secs(4);
 /// Deadline of a join or renewal.
 pub const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of a request or answer of a join.

@@ -285,7 +285,7 @@ async fn ask_from(
     let answer = answer.map_err(|error| match error {
         AskError::NotSent { cause, .. } => unreachable(cause),
         AskError::Late => JoinError::NoAnswer { peer, after: JOIN_TIMEOUT },
-        AskError::Broken(_) => JoinError::NoAnswer { peer, after: JOIN_SILENCE },
+        AskError::Broken(_) => JoinError::NoAnswer { peer, after: SILENCE },
         AskError::Garbled(cause) => JoinError::Garbled { peer, cause },
         AskError::Refused(refusal) => clock_or(refusal, ours_ms),
     })?;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -12,13 +12,15 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep};
 
 use super::{Class, Shared, fault, request};
-use crate::limits::{IDLE_TIMEOUT, JOIN_SILENCE, KEEP_ALIVE, STREAMS_OPEN_MAX};
+use crate::limits::{IDLE_TIMEOUT, SILENCE, STREAMS_OPEN_MAX};
 use crate::rpc::Peer;
 
 /// First byte of a datagram that only keeps the connection alive.
 const DATAGRAM_POKE: u8 = 0;
 /// First byte of a datagram with content.
 const DATAGRAM_CONTENT: u8 = 1;
+/// So many looks in a row that found silence end a connection.
+const LOOKS: u32 = 4;
 
 /// A connection with an authenticated peer.
 pub(super) struct Link {
@@ -32,7 +34,9 @@ pub(super) struct Link {
     pub(super) certificate: Vec<u8>,
     /// Requests and streams of this node under way on it.
     uses: AtomicUsize,
-    used: Notify,
+    /// Something was sent since the keep-alive looked, which is told of it.
+    spoke: AtomicBool,
+    spoken: Notify,
     /// Places for streams that the peer holds open on it.
     pub(super) streams: Arc<Semaphore>,
 }
@@ -49,9 +53,8 @@ pub(super) struct InUse(Arc<Link>);
 
 impl InUse {
     pub(super) fn of(link: &Arc<Link>) -> Self {
-        if link.uses.fetch_add(1, Ordering::Relaxed) == 0 {
-            link.used.notify_one();
-        }
+        link.uses.fetch_add(1, Ordering::Relaxed);
+        link.touch();
         InUse(link.clone())
     }
 }
@@ -64,9 +67,25 @@ impl Drop for InUse {
 
 impl Link {
     pub(super) fn new(connection: Connection, peer: Peer, class: Class, dialled: bool, certificate: Vec<u8>) -> Self {
-        let (uses, used) = Default::default();
+        let (uses, spoke, spoken) = Default::default();
         let streams = Arc::new(Semaphore::new(STREAMS_OPEN_MAX));
-        Link { connection, peer, class, dialled, since: Instant::now(), certificate, uses, used, streams }
+        Link { connection, peer, class, dialled, since: Instant::now(), certificate, uses, spoke, spoken, streams }
+    }
+
+    /// Makes the keep-alive look whether the peer answers.
+    fn touch(&self) {
+        if !self.spoke.swap(true, Ordering::Relaxed) {
+            self.spoken.notify_one();
+        }
+    }
+
+    /// How long a peer that is talked to may acknowledge nothing. What goes over the control connection may be asked again
+    /// on a new one, and others wait for it; a move or a session is lost with its connection.
+    fn patience(&self) -> Duration {
+        match self.class {
+            Class::Control => SILENCE,
+            Class::Bulk | Class::Session => IDLE_TIMEOUT,
+        }
     }
 
     pub(super) fn is_live(&self) -> bool {
@@ -95,28 +114,30 @@ impl Link {
         let mut datagram = BytesMut::with_capacity(1 + content.len());
         datagram.put_u8(DATAGRAM_CONTENT);
         datagram.put_slice(content);
+        self.touch();
         if let Err(error) = self.connection.send_datagram(datagram.freeze()) {
             tracing::trace!(peer = ?self.peer.id, %error, "a datagram was dropped");
         }
     }
 
-    /// While the connection is in use: makes the peer acknowledge something now and then, and gives it up when nothing
-    /// comes back. QUIC alone waits three times as long as its last measured round trip suggests (RFC 9000, 10.1): minutes,
-    /// when the link was crowded then.
+    /// While something is sent or waited for: makes the peer acknowledge something when nothing has come for a look, and
+    /// gives the connection up when nothing comes back. QUIC alone waits three times as long as its last measured round trip
+    /// suggests (RFC 9000, 10.1): minutes, when the link was crowded then.
     async fn keep_alive(&self) {
-        let mut silence = Silence::default();
+        let (mut silence, patience) = (Silence::default(), self.patience());
+        let pause = patience / LOOKS;
         loop {
             if !self.is_used() {
-                self.used.notified().await;
+                self.spoken.notified().await;
             }
+            self.spoke.store(false, Ordering::Relaxed);
             let before = self.connection.stats().udp_rx.datagrams;
-            sleep(KEEP_ALIVE).await;
+            sleep(pause).await;
             let heard = self.connection.stats().udp_rx.datagrams != before;
-            // Who asks nothing any more waits for nothing.
-            if silence.lasts(heard || !self.is_used(), KEEP_ALIVE, IDLE_TIMEOUT) {
+            if silence.lasts(heard, pause, patience) {
                 self.close(fault::CLOSE_SILENT, "no answer");
             }
-            if self.is_used() {
+            if !heard {
                 self.poke();
             }
         }
@@ -164,14 +185,14 @@ impl Link {
     }
 }
 
-/// Returns when the peer of a connection has acknowledged nothing for `JOIN_SILENCE`, though it was made to all the time.
+/// Returns when the peer of a connection has acknowledged nothing for `SILENCE`, though it was made to all the time.
 pub(super) async fn silent(connection: &Connection) {
-    let (mut silence, pause) = (Silence::default(), JOIN_SILENCE / 4);
+    let (mut silence, pause) = (Silence::default(), SILENCE / LOOKS);
     loop {
         let before = connection.stats().udp_rx.datagrams;
         let _ = connection.send_datagram(Bytes::from_static(&[DATAGRAM_POKE]));
         sleep(pause).await;
-        if silence.lasts(connection.stats().udp_rx.datagrams != before, pause, JOIN_SILENCE) {
+        if silence.lasts(connection.stats().udp_rx.datagrams != before, pause, SILENCE) {
             return;
         }
     }
@@ -206,11 +227,11 @@ mod tests {
     #[test]
     fn a_peer_is_given_up_after_looks_that_all_found_silence() {
         let mut silence = Silence::default();
-        let looks = IDLE_TIMEOUT.as_millis().div_ceil(KEEP_ALIVE.as_millis());
-        for _ in 1..looks {
-            assert!(!silence.lasts(false, KEEP_ALIVE, IDLE_TIMEOUT));
+        let pause = SILENCE / LOOKS;
+        for _ in 1..LOOKS {
+            assert!(!silence.lasts(false, pause, SILENCE));
         }
-        assert!(silence.lasts(false, KEEP_ALIVE, IDLE_TIMEOUT));
-        assert!(!silence.lasts(true, KEEP_ALIVE, IDLE_TIMEOUT) && !silence.lasts(false, KEEP_ALIVE, IDLE_TIMEOUT));
+        assert!(silence.lasts(false, pause, SILENCE));
+        assert!(!silence.lasts(true, pause, SILENCE) && !silence.lasts(false, pause, SILENCE));
     }
 }

@@ -148,7 +148,7 @@ async fn a_joiner_leaves_a_peer_that_falls_silent_and_waits_for_one_that_takes_i
     assert!(answer.is_ok() && took >= 2 * IDLE_TIMEOUT, "{took:?}");
     let (answer, took) = asked_of_a_peer_that_takes(SECOND, true).await;
     assert!(matches!(answer, Err(JoinError::NoAnswer { .. })), "{:?}", answer.err());
-    assert!(took >= JOIN_SILENCE && took < 2 * JOIN_SILENCE, "{took:?}");
+    assert!(took >= SILENCE && took < 2 * SILENCE, "{took:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -166,6 +166,42 @@ async fn a_connection_lives_as_long_as_a_stream_or_a_long_call_uses_it() {
     drop(stream);
     tokio::time::sleep(2 * IDLE_TIMEOUT).await;
     assert_eq!(a.links_to(&b), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_control_connection_is_left_and_a_stream_outlives_the_silence() {
+    let net = Arc::new(Net::default());
+    let (a, b) = pair_on(&net);
+    let mut stream = a.transport.open(b.id(), Class::Bulk, PIPE, vec![], SECOND).await.unwrap();
+    a.echo(&b, b"x").await.unwrap();
+    net.cut.store(true, Ordering::Relaxed);
+    let begun = Instant::now();
+    let long = a.transport.call(b.id(), SLOW, vec![], 60 * SECOND).await.unwrap_err();
+    let took = begun.elapsed();
+    assert!(matches!(long, CallError::Broken { .. }), "{long:?}");
+    assert!(took >= SILENCE && took < 2 * SILENCE, "{took:?}");
+    net.cut.store(false, Ordering::Relaxed);
+    assert_eq!(a.echo(&b, b"x").await.unwrap(), b"x", "over a new one");
+    stream.write_all(b"still there").await.unwrap();
+    let mut back = [0; 11];
+    stream.read_exact(&mut back).await.unwrap();
+    assert_eq!(&back, b"still there");
+}
+
+#[tokio::test(start_paused = true)]
+async fn gossip_alone_notices_that_a_connection_is_silent() {
+    let net = Arc::new(Net::default());
+    let (a, b) = pair_on(&net);
+    a.echo(&b, b"x").await.unwrap();
+    let begun = Instant::now();
+    while a.links_to(&b) > 0 {
+        // For a while it is answered: then it lives.
+        net.cut.store(begun.elapsed() >= 2 * IDLE_TIMEOUT, Ordering::Relaxed);
+        a.transport.send_datagram(b.id(), Bytes::from_static(b"ping"));
+        tokio::time::sleep(SECOND / 3).await;
+    }
+    let silent = begun.elapsed() - 2 * IDLE_TIMEOUT;
+    assert!(silent >= SILENCE && silent < 2 * SILENCE, "{silent:?}");
 }
 
 #[tokio::test(start_paused = true)]
