@@ -27,7 +27,7 @@ const LINES: [(&str, &str); 8] = [
 ];
 
 /// Situations that a long swarm of whole nodes under all faults must reach.
-pub const SITUATIONS: [&str; 41] = [
+pub const SITUATIONS: [&str; 42] = [
     "crashes",
     "cuts",
     "daemons",
@@ -53,6 +53,7 @@ pub const SITUATIONS: [&str; 41] = [
     "moved",
     "partitions",
     "pauses",
+    "quota-refused",
     "reinstalled",
     "reservation-given-back",
     "rot-refused",

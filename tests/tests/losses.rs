@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use smartnode_tests::machines::IDLE;
+use smartnode_tests::machines::{IDLE, owner};
 use smartnode_tests::{Cluster, poll};
 
 fn data(cluster: &Cluster, at: usize) -> PathBuf {
@@ -140,6 +140,38 @@ fn what_makes_a_node_itself_is_mended_or_told() {
     let list = cluster.cli(0, &["token", "list", "-o", "json"]).ok().json();
     let unused = |made: &serde_json::Value| made["uses_left"] == 1;
     assert!(list["items"].as_array().unwrap().iter().any(unused), "a certificate is no admission: {list}");
+}
+
+#[test]
+#[ignore = "needs root and namespaces"]
+fn a_machine_that_does_not_start_stays_with_its_disk_and_a_move_takes_both_elsewhere() {
+    let cluster = Cluster::of(3, "stays");
+    cluster.pack(0);
+    let made = cluster.create(0, "m", &[], &format!("echo once >> /kept; {IDLE}"));
+    let (home, third) = (owner(&made).unwrap(), cluster.other_than(&[owner(&made).unwrap()]));
+    poll::until("it has written", Duration::from_secs(10), || {
+        (cluster.exec(0, "m", &["/bin/cat", "/kept"]).stdout == "once\n").then_some(())
+    });
+    cluster.cli(0, &["machine", "stop", "m", "--wait"]).ok();
+    // Here its image cannot be mounted any more.
+    let lower = data(&cluster, home).join("machines").join(made["id"].as_str().unwrap()).join("lower");
+    fs::remove_dir(&lower).unwrap();
+    fs::write(&lower, "").unwrap();
+    cluster.cli(0, &["machine", "start", "m"]).ok();
+    let told = |machine: &serde_json::Value| {
+        let reason = machine["waiting"].as_str().or(machine["status"]["reason"].as_str()).unwrap_or_default();
+        owner(machine) == Some(home) && reason.contains("image")
+    };
+    cluster.wait_machine(third, "m", "says what is wrong", Duration::from_secs(20), told);
+    poll::stays("it is not placed anew", Duration::from_secs(5), || {
+        cluster.inspect(third, "m").is_some_and(|machine| owner(&machine) == Some(home))
+    });
+    let to = format!("n{}", third + 1);
+    cluster.cli(0, &["machine", "move", "m", "--to", &to, "--wait"]).ok();
+    cluster.wait_on(0, "m", third, Duration::from_secs(20));
+    poll::until("it goes on with its disk", Duration::from_secs(10), || {
+        (cluster.exec(0, "m", &["/bin/cat", "/kept"]).stdout == "once\nonce\n").then_some(())
+    });
 }
 
 #[test]

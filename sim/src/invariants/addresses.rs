@@ -74,61 +74,11 @@ fn leaked(state: &State, held: &Held) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use fabric::ids::{Digest, MoveId};
-    use fabric::model::{Desired, Labels, MachineSpec, MoveV1, Placement, PreviousV1, Resources, Restart};
+    use fabric::ids::MoveId;
+    use fabric::model::{MoveV1, Placement, PreviousV1};
 
     use super::*;
-
-    fn node(n: u8) -> NodeId {
-        NodeId([n; 32])
-    }
-
-    /// A machine that publishes port 8000, owned by a node.
-    fn machine(n: u8, owner: u8) -> MachineRecord {
-        let publish = vec![Publish { ip: None, host_port: 8_000, machine_port: 80 }];
-        let placement = Placement {
-            node: node(owner),
-            epoch: 1,
-            since_ms: 0,
-            confirmed: true,
-            fresh: false,
-            previous: None,
-            moving: None,
-        };
-        MachineRecord {
-            id: MachineId([n; 16]),
-            tenant: "default".parse().unwrap(),
-            name: format!("m{n}").parse().unwrap(),
-            spec: MachineSpec {
-                image: "shell".parse().unwrap(),
-                command: vec![],
-                env: vec![],
-                resources: Resources::default(),
-                publish,
-                labels: Labels::new(),
-                exclusive: false,
-                restart: Restart::Always,
-                pinned: None,
-            },
-            image: Digest([0; 32]),
-            desired: Desired::Running,
-            restarts: 0,
-            epoch: 1,
-            placement: Some(placement),
-            failures: 0,
-            not_before_ms: 0,
-            waiting: None,
-            ended: None,
-            created_ms: 0,
-            revision: 1,
-        }
-    }
-
-    fn state(machines: [MachineRecord; 2]) -> State {
-        let mut state = State::default();
-        state.machines = machines.map(|machine| (machine.id, machine)).into();
-        state
-    }
+    use crate::invariants::fixtures::{machine, node, state};
 
     #[test]
     fn a_port_that_two_machines_have_on_a_node_is_told_wherever_they_keep_a_place() {

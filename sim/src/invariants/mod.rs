@@ -4,6 +4,8 @@ pub mod acknowledged;
 pub mod addresses;
 pub mod admissions;
 pub mod converged;
+#[cfg(test)]
+mod fixtures;
 pub mod garbage;
 pub mod linearizable;
 pub mod machines_once;

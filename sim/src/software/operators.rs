@@ -12,8 +12,9 @@ use std::time::Duration;
 use fabric::ids::{Digest, MachineId, NodeId};
 use fabric::model::{Desired, Labels, MachineRecord, MachineSpec, Name, Publish, Quota, Resources, Restart};
 use fabric::seams::draw;
+use raft_store::codes;
 use raft_store::command::{Actor, Command, LabelPatch};
-use raft_store::ledger::Ledger;
+use raft_store::ledger::{Ledger, LedgerError};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
@@ -50,6 +51,8 @@ const PORT_SHARED_BY: usize = 2;
 const PUBLISHES: f64 = 0.5;
 /// The image that every machine is of.
 const IMAGE: &str = "simulated";
+/// A tenant below the first one, which answers for its machines, too.
+const LOWER: &str = "lower";
 
 #[derive(Default)]
 struct Known {
@@ -166,7 +169,11 @@ impl Operators {
             let what = told(&command);
             let answer = ledger.write(Actor::fabric(ledger.node()), None, command).await;
             boot.recorder.event(format_args!("operator {what}: {:?}", answer.as_ref().map(|applied| applied.index)));
-            self.known().acknowledged += u64::from(answer.is_ok());
+            let mut known = self.known();
+            known.acknowledged += u64::from(answer.is_ok());
+            if matches!(answer, Err(LedgerError::Refused(refusal)) if refusal.code == codes::QUOTA) {
+                *known.reached.entry("quota-refused".to_owned()).or_default() += 1;
+            }
         }
     }
 
@@ -225,13 +232,18 @@ impl Operators {
 
     /// What to do next; none when there is nothing.
     fn next(&self, boot: &Boot, ledger: &Ledger, rng: &mut StdRng) -> Option<Command> {
-        let tenant = name(DEFAULT_TENANT);
-        let (image, limited, machines) = ledger.read(|state| {
+        let (first, lower) = (name(DEFAULT_TENANT), name(LOWER));
+        let tenant = if rng.random_bool(0.5) { first.clone() } else { lower.clone() };
+        let (made, image, limited, machines) = ledger.read(|state| {
+            let made = state.tenants.contains_key(&lower);
             let image = state.images.contains_key(&(tenant.clone(), name(IMAGE)));
-            let limited = state.tenants.get(&tenant).is_some_and(|record| record.quota.machines.is_some());
+            let limited = state.tenants.get(&first).is_some_and(|record| record.quota.machines.is_some());
             let machines: Vec<_> = state.machines.values().map(|record| (record.id, record.desired)).collect();
-            (image, limited, machines)
+            (made, image, limited, machines)
         });
+        if !made {
+            return Some(Command::CreateTenant { name: lower, parent: Some(first), quota: Quota::default() });
+        }
         if !image {
             let digest = Digest::of(IMAGE.as_bytes());
             return Some(Command::PutImage {
@@ -245,7 +257,7 @@ impl Operators {
         let most = (MACHINES_MAX as u64).min(MACHINES_PER_HOST * boot.hosts);
         if !limited {
             let quota = Quota { machines: Some(most as u32), ..Quota::default() };
-            return Some(Command::SetQuota { name: tenant, quota, expected_revision: None });
+            return Some(Command::SetQuota { name: first, quota, expected_revision: None });
         }
         // One more than the quota allows is asked for, and must be refused.
         let fresh = machines.len() as u64 <= most && rng.random_bool(0.5);
