@@ -89,6 +89,8 @@ pub struct Boot {
     pub disk: HostDisk,
     /// How the daemon ends by itself.
     pub exit: Exit,
+    /// What is to befall its host.
+    pub blow: Blow,
 }
 
 /// What follows the end of a daemon by its own decision.
@@ -113,6 +115,23 @@ impl Exit {
     /// How it has ended, if it has.
     pub fn wanted(&self) -> Option<Ending> {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A blow that the software asks for, at a moment that luck alone would seldom meet: its host is cut off from the network.
+/// Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Blow(Arc<Mutex<Option<u64>>>);
+
+impl Blow {
+    /// Asks for it, for so many microseconds. It falls where faults of that kind are enabled, and before the calm.
+    pub fn cut_off(&self, length_us: u64) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(length_us);
+    }
+
+    /// What was asked for, once.
+    pub fn take(&self) -> Option<u64> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 

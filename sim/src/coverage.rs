@@ -27,8 +27,9 @@ const LINES: [(&str, &str); 8] = [
 ];
 
 /// Situations that a long swarm of whole nodes under all faults must reach.
-pub const SITUATIONS: [&str; 42] = [
+pub const SITUATIONS: [&str; 43] = [
     "crashes",
+    "cut-off-in-switch",
     "cuts",
     "daemons",
     "destination-ends-in-final-delta",

@@ -341,6 +341,15 @@ impl Plan {
         self.rng.random_range(1_000..6_000_000)
     }
 
+    /// Notes until when a host is to be cut off; not where such faults are left out.
+    pub fn cuts_off(&mut self, host: HostId, until_us: u64) -> bool {
+        let enabled = self.faults.has(Fault::Island);
+        if enabled {
+            self.bridge.insert(host, until_us);
+        }
+        enabled
+    }
+
     /// What is due at `now_us`.
     pub fn due(&mut self, now_us: u64) -> Vec<Action> {
         let mut actions = Vec::new();

@@ -13,7 +13,7 @@ use rand::RngExt;
 use tokio::runtime::{Builder, RngSeed, Runtime};
 use tokio::time::{Instant, advance, sleep_until};
 
-use crate::actor::{Boot, Ending, Exit, HostId, Recorder, Software};
+use crate::actor::{Blow, Boot, Ending, Exit, HostId, Recorder, Software};
 use crate::ambient::{self, Ambient, within};
 use crate::clock::HostClock;
 use crate::disk::{HostDisk, Loss};
@@ -81,6 +81,7 @@ struct Life {
     ambient: Ambient,
     supply: Supply,
     exit: Exit,
+    blow: Blow,
     /// The host does nothing before this time: stopped, or waiting for its disk.
     held_until_us: u64,
     syncs: u64,
@@ -177,7 +178,7 @@ impl Host {
         };
         let recorder = Recorder::new(around.trace.clone(), self.id, clock.clone());
         let runtime_seam = self.kernel.attach(seams.clock.clone(), supply.clone(), Some(recorder.clone()));
-        let exit = Exit::default();
+        let (exit, blow) = (Exit::default(), Blow::default());
         let (number, hosts, calm_us) = (self.boots, around.hosts, around.calm_us);
         let boot = Boot {
             host: self.id,
@@ -192,6 +193,7 @@ impl Host {
             supply: supply.clone(),
             disk: self.disk.clone(),
             exit: exit.clone(),
+            blow: blow.clone(),
         };
         around.trace.event(now_us, self.id, &format_args!("boots for the {number}. time"));
         within(&mut ambient, now_us, || {
@@ -199,7 +201,7 @@ impl Host {
             runtime.spawn(around.software.boot(boot));
         });
         let syncs = self.disk.counts().syncs;
-        self.life = Some(Life { runtime, clock, ambient, supply, exit, held_until_us: now_us, syncs });
+        self.life = Some(Life { runtime, clock, ambient, supply, exit, blow, held_until_us: now_us, syncs });
     }
 
     /// Runs it up to world time `to_us`.
@@ -260,6 +262,11 @@ impl Host {
         self.back_us = back_us;
         let digest = self.disk.digest();
         around.trace.event(now_us, self.id, &format_args!("ends: {end:?}, back at {back_us}, disk {digest}"));
+    }
+
+    /// For how long its software asks to be cut off.
+    pub fn blow(&self) -> Option<u64> {
+        self.life.as_ref()?.blow.take()
     }
 
     /// Stops it until `until_us`, with or without its clocks.

@@ -187,9 +187,23 @@ impl World {
                 }
             }
             self.hosts[index].supervise(to_us);
+            let blow = self.hosts[index].blow();
+            if let Some(length_us) = blow.filter(|_| to_us < self.around.calm_us) {
+                self.fall(index, to_us, length_us);
+            }
         }
         self.now_us = to_us;
         self.check();
+    }
+
+    /// Cuts a host off, as its software has asked.
+    fn fall(&mut self, index: usize, now_us: u64, length_us: u64) {
+        let id = self.hosts[index].id();
+        if self.plan.cuts_off(id, now_us + length_us) {
+            self.around.trace.event(now_us, HostId(0), &format_args!("{id} is cut off in SWITCH"));
+            self.around.net.island(id);
+            self.count("cut-off-in-switch");
+        }
     }
 
     /// The invariants that are cheap enough for every step.

@@ -22,10 +22,11 @@ use smartnode::api::backend::OperationState;
 use smartnode::moving;
 use smartnode::node::context::Context;
 use smartnode::node::founding::DEFAULT_TENANT;
+use smartnode::node::operations::Progress;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::actor::{Boot, HostId, Recorder};
+use crate::actor::{Blow, Boot, HostId, Recorder};
 use crate::invariants::moved::Moved;
 use crate::invariants::takeovers::Takeover;
 use crate::invariants::{machines_once, promises};
@@ -42,6 +43,11 @@ const CPU_MILLIS: u32 = 2_500;
 const PAUSE_MS: std::ops::Range<u64> = 300..2_000;
 /// How often an operator's next operation is a move.
 const MOVES: f64 = 0.3;
+/// How often whoever moves a machine has its source cut off in SWITCH, which is looked for so often.
+const BLOWS: f64 = 0.1;
+const LOOK: Duration = Duration::from_millis(2);
+/// For how long: a write gives up after ten seconds.
+const BLOW_US: std::ops::Range<u64> = 1_000_000..25_000_000;
 /// The kind of operation that a move is.
 const MOVE: &str = "move";
 /// Ports of hosts that machines publish, and how many machines one.
@@ -61,6 +67,7 @@ struct Known {
     nodes: BTreeMap<NodeId, HostId>,
     /// The running nodes.
     contexts: BTreeMap<HostId, Arc<Context>>,
+    blows: BTreeMap<HostId, Blow>,
     moved: Moved,
     /// What was reached how often, of what only luck brings about.
     reached: BTreeMap<String, u64>,
@@ -149,6 +156,7 @@ impl Operators {
             known.kernels.insert(boot.host, boot.machines.clone());
             known.contexts.insert(boot.host, context.clone());
             known.nodes.insert(ledger.node(), boot.host);
+            known.blows.insert(boot.host, boot.blow.clone());
         }
         let mut rng = StdRng::seed_from_u64(boot.seed);
         // One move at a time: it may take as long as the partition that it waits for.
@@ -158,7 +166,8 @@ impl Operators {
             let ended = moving.try_join_next().is_some();
             if (moving.is_empty() || ended) && rng.random_bool(MOVES) {
                 if let Some((record, to)) = next_move(ledger, &mut rng).filter(|_| self.budget.take()) {
-                    moving.spawn(self.clone().bring(boot.recorder.clone(), context.clone(), record, to));
+                    let blow = rng.random_bool(BLOWS).then(|| rng.random_range(BLOW_US));
+                    moving.spawn(self.clone().bring(boot.recorder.clone(), context.clone(), (record, to), blow));
                 }
                 continue;
             }
@@ -178,11 +187,28 @@ impl Operators {
     }
 
     /// Has a machine moved, as the admin port does.
-    async fn bring(self, recorder: Recorder, context: Arc<Context>, record: MachineRecord, to: NodeId) {
+    async fn bring(
+        self,
+        recorder: Recorder,
+        context: Arc<Context>,
+        (record, to): (MachineRecord, NodeId),
+        blow: Option<u64>,
+    ) {
         let begun = context.operations.begin(MOVE, Some(record.tenant.clone()), record.name.as_str());
         let Ok(progress) = begun else { return };
         recorder.event(format_args!("operator moves {} to {}", record.id, to.short()));
-        let answer = moving::driver::from_anywhere(&context, &record, to, None, &progress).await;
+        let moved = moving::driver::from_anywhere(&context, &record, to, None, &progress);
+        let struck = async {
+            if let Some(length_us) = blow {
+                self.strike(&record, &progress, length_us).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        let answer = tokio::select! {
+            biased;
+            answer = moved => answer,
+            () = struck => return,
+        };
         let told = answer.as_ref().map_err(|failure| failure.refusal.code.clone());
         recorder.event(format_args!("operator's move of {}: {told:?}", record.id));
         self.known().acknowledged += u64::from(answer.is_ok());
@@ -190,6 +216,16 @@ impl Operators {
             Ok(()) => progress.done(),
             Err(failure) => progress.failed(failure.into()),
         }
+    }
+
+    /// Has the source of a move cut off while SWITCH is proposed.
+    async fn strike(&self, record: &MachineRecord, progress: &Progress, length_us: u64) {
+        while progress.view().phase != "switch" {
+            sleep(LOOK).await;
+        }
+        let known = self.known();
+        let source = record.placement.and_then(|placement| known.nodes.get(&placement.node));
+        source.and_then(|host| known.blows.get(host)).into_iter().for_each(|blow| blow.cut_off(length_us));
     }
 
     /// What does not hold of what runs now.
