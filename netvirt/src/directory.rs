@@ -1,7 +1,7 @@
 //! Who is where: the endpoints of the networks that have machines on this node, derived from placements.
 //!
-//! Pure. Nothing here is learned from traffic. An endpoint of a lower epoch than one that was known is refused, so that a
-//! copy of a machine that lost its placement cannot take its address back.
+//! Pure. Nothing here is learned from traffic: a network is as a view of the ledger has it, and an older view than the one
+//! that is known is refused, so that a copy of a machine that lost its placement cannot take its address back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -35,26 +35,26 @@ impl Endpoint {
     }
 }
 
-/// Why an endpoint was not taken in.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
+/// Why a list of endpoints was not taken in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Refused {
-    /// It is of an earlier placement than the one that is known.
-    #[error("epoch {offered} of machine {machine:?} is older than epoch {known}")]
-    Older {
-        /// The machine.
-        machine: MachineId,
-        /// The epoch that was offered.
-        offered: u64,
-        /// The one that is known.
-        known: u64,
+    /// Two have the same address.
+    #[error("{address} belongs to two machines, {} and {}", one.short(), other.short())]
+    Twice {
+        /// The address: the IP address, or the link-local one of the hardware address.
+        address: IpAddr,
+        /// One of them.
+        one: MachineId,
+        /// The other one.
+        other: MachineId,
     },
-    /// Another machine has an address of it.
-    #[error("{address} belongs to machine {holder:?}")]
-    Taken {
-        /// The address: an IP address or a hardware address.
-        address: String,
-        /// Who has it.
-        holder: MachineId,
+    /// No machine may have an address.
+    #[error("{address} of machine {} is no machine's in this network", machine.short())]
+    Unfit {
+        /// The address: the IP address, or the link-local one of the hardware address.
+        address: IpAddr,
+        /// Whose it was to be.
+        machine: MachineId,
     },
 }
 
@@ -67,15 +67,19 @@ pub struct Network {
     pub subnets: Vec<Subnet>,
     /// Bytes of an IP packet in it, at most.
     pub mtu: u16,
+    /// How new the view of the ledger is that its endpoints are of.
+    revision: u64,
     endpoints: BTreeMap<Mac, Endpoint>,
     /// Hardware addresses by address.
     owners: BTreeMap<IpAddr, Mac>,
+    nodes: BTreeSet<NodeId>,
 }
 
 impl Network {
     /// A network without machines.
     pub fn new(vni: Vni, subnets: Vec<Subnet>, mtu: u16) -> Self {
-        Network { vni, subnets, mtu, endpoints: BTreeMap::new(), owners: BTreeMap::new() }
+        let (endpoints, owners, nodes) = Default::default();
+        Network { vni, subnets, mtu, revision: 0, endpoints, owners, nodes }
     }
 
     /// The hardware address of its gateway.
@@ -94,40 +98,51 @@ impl Network {
         self.subnets.iter().find(|subnet| subnet.contains(address))
     }
 
-    /// Takes in an endpoint, in place of an earlier one of its machine.
+    /// Takes in all endpoints as a view of the ledger has them; false, and nothing has changed, when a newer one is known.
+    /// Epochs and addresses therefore never go back.
     ///
     /// # Errors
-    /// When a later one is known, or an address is another machine's; nothing has changed then.
-    pub fn put(&mut self, endpoint: Endpoint) -> Result<(), Refused> {
-        if let Some(known) = self.endpoints.get(&endpoint.mac) {
-            let machine = known.machine;
-            if machine != endpoint.machine {
-                return Err(Refused::Taken { address: endpoint.mac.to_string(), holder: machine });
-            }
-            if known.epoch > endpoint.epoch {
-                return Err(Refused::Older { machine, offered: endpoint.epoch, known: known.epoch });
+    /// When two have an address in common, or one has an address that no machine may have; nothing has changed then.
+    pub fn replace(&mut self, revision: u64, endpoints: Vec<Endpoint>) -> Result<bool, Refused> {
+        if revision < self.revision {
+            return Ok(false);
+        }
+        let mut next = Network { revision, ..Network::new(self.vni, self.subnets.clone(), self.mtu) };
+        for endpoint in endpoints {
+            next.add(endpoint)?;
+        }
+        *self = next;
+        Ok(true)
+    }
+
+    fn add(&mut self, endpoint: Endpoint) -> Result<(), Refused> {
+        let (mac, machine) = (endpoint.mac, endpoint.machine);
+        let own = IpAddr::V6(mac.link_local());
+        if !mac.is_unicast() || mac == self.gateway() {
+            return Err(Refused::Unfit { address: own, machine });
+        }
+        let unfit = endpoint.addresses.iter().find(|address| !self.may_be_assigned(**address));
+        if let Some(address) = unfit {
+            return Err(Refused::Unfit { address: *address, machine });
+        }
+        for address in endpoint.addresses.iter().copied().chain([own]) {
+            if let Some(holder) = self.owners.insert(address, mac) {
+                let one = self.endpoints.get(&holder).map_or(machine, |endpoint| endpoint.machine);
+                return Err(Refused::Twice { address, one, other: machine });
             }
         }
-        let taken = endpoint.addresses.iter().find_map(|address| {
-            let holder = self.endpoints.get(self.owners.get(address)?)?;
-            (holder.machine != endpoint.machine).then_some((address, holder.machine))
-        });
-        if let Some((address, holder)) = taken {
-            return Err(Refused::Taken { address: address.to_string(), holder });
-        }
-        self.remove(endpoint.mac);
-        self.owners.extend(endpoint.addresses.iter().map(|address| (*address, endpoint.mac)));
-        self.endpoints.insert(endpoint.mac, endpoint);
+        self.nodes.insert(endpoint.node);
+        self.endpoints.insert(mac, endpoint);
         Ok(())
     }
 
-    /// Takes an endpoint away: its machine is in the network no more.
-    pub fn remove(&mut self, mac: Mac) -> Option<Endpoint> {
-        let endpoint = self.endpoints.remove(&mac)?;
-        for address in &endpoint.addresses {
-            self.owners.remove(address);
-        }
-        Some(endpoint)
+    /// Whether an address of its subnets may be a machine's: not the first, which names the subnet, nor the gateway's, nor
+    /// the last of IPv4, which means all.
+    pub fn may_be_assigned(&self, address: IpAddr) -> bool {
+        self.subnet_of(address).is_some_and(|subnet| {
+            let to_all = address.is_ipv4() && subnet.last() == address;
+            subnet.base() != address && !self.is_gateway(address) && !to_all
+        })
     }
 
     /// The endpoint with a hardware address.
@@ -135,10 +150,9 @@ impl Network {
         self.endpoints.get(&mac)
     }
 
-    /// The endpoint with an address, a link-local one, too.
+    /// The endpoint with an address, the link-local one of its card, too.
     pub fn owner_of(&self, address: IpAddr) -> Option<&Endpoint> {
-        let mac = self.owners.get(&address).copied().or_else(|| link_local_mac(address))?;
-        self.endpoints.get(&mac).filter(|endpoint| endpoint.owns(address))
+        self.endpoints.get(self.owners.get(&address)?)
     }
 
     /// Every endpoint.
@@ -147,17 +161,9 @@ impl Network {
     }
 
     /// The nodes that have machines in it.
-    pub fn nodes(&self) -> BTreeSet<NodeId> {
-        self.endpoints.values().map(|endpoint| endpoint.node).collect()
+    pub fn nodes(&self) -> &BTreeSet<NodeId> {
+        &self.nodes
     }
-}
-
-/// The hardware address that a link-local address was made from (RFC 4291, appendix A), if it was.
-fn link_local_mac(address: IpAddr) -> Option<Mac> {
-    let IpAddr::V6(address) = address else { return None };
-    let [.., a, b, c, 0xff, 0xfe, d, e, f] = address.octets() else { return None };
-    let mac = Mac([a ^ 2, b, c, d, e, f]);
-    (mac.link_local() == address).then_some(mac)
 }
 
 #[cfg(test)]
@@ -166,41 +172,63 @@ mod tests {
     use crate::fixtures::{endpoint, ip, machine, network, node};
 
     #[test]
-    fn a_machine_is_where_its_latest_placement_says() {
+    fn a_machine_is_where_the_newest_view_says() {
         let mut network = network();
         let first = endpoint(1, 1, 1);
-        network.put(first.clone()).unwrap();
+        assert_eq!(network.replace(5, vec![first.clone(), endpoint(2, 2, 1)]), Ok(true));
         let moved = Endpoint { node: node(2), epoch: 2, ..first.clone() };
-        network.put(moved.clone()).unwrap();
+        assert_eq!(network.replace(6, vec![moved.clone()]), Ok(true));
         assert_eq!(network.endpoint(first.mac), Some(&moved));
-        let late = network.put(first.clone());
-        assert_eq!(late, Err(Refused::Older { machine: machine(1), offered: 1, known: 2 }));
-        assert_eq!(network.nodes(), BTreeSet::from([node(2)]));
-        assert_eq!(network.remove(first.mac), Some(moved));
-        assert_eq!((network.owner_of(ip("10.0.0.11")), network.endpoints().count()), (None, 0));
+        assert_eq!((network.nodes(), network.endpoints().count()), (&BTreeSet::from([node(2)]), 1));
+        assert_eq!(network.owner_of(ip("10.0.0.12")), None, "the other one has gone");
+        assert_eq!(network.replace(5, vec![first.clone()]), Ok(false));
+        assert_eq!(network.endpoint(first.mac), Some(&moved));
     }
 
     #[test]
     fn an_address_has_one_owner() {
         let mut network = network();
-        network.put(endpoint(1, 1, 1)).unwrap();
+        network.replace(1, vec![endpoint(1, 1, 1)]).unwrap();
         let before = network.clone();
-        let thief = Endpoint { addresses: vec![ip("10.0.0.99"), ip("10.0.0.11")], ..endpoint(2, 2, 1) };
-        assert!(matches!(network.put(thief), Err(Refused::Taken { holder, .. }) if holder == machine(1)));
+        let mut refused = |other: Endpoint| {
+            let refused = network.replace(2, vec![endpoint(1, 1, 1), other]);
+            assert_eq!(network, before);
+            refused.unwrap_err()
+        };
+        let (one, other) = (machine(1), machine(2));
+        let address = ip("10.0.0.11");
+        let thief = Endpoint { addresses: vec![ip("10.0.0.99"), address], ..endpoint(2, 2, 1) };
+        assert_eq!(refused(thief), Refused::Twice { address, one, other });
         let double = Endpoint { mac: endpoint(1, 1, 1).mac, ..endpoint(2, 2, 9) };
-        assert!(matches!(network.put(double), Err(Refused::Taken { holder, .. }) if holder == machine(1)));
-        assert_eq!(network, before);
-        // Another address of the same machine frees the one before.
-        network.put(Endpoint { addresses: vec![ip("10.0.0.12")], epoch: 2, ..endpoint(1, 1, 1) }).unwrap();
-        assert_eq!(network.owner_of(ip("10.0.0.11")), None);
-        network.put(endpoint(2, 2, 1)).unwrap_err();
+        assert!(matches!(refused(double), Refused::Twice { .. }));
+        // They may change places at once.
+        let swapped = |n, address: &str| Endpoint { addresses: vec![ip(address)], ..endpoint(n, 1, 1) };
+        network.replace(2, vec![swapped(1, "10.0.0.12"), swapped(2, "10.0.0.11")]).unwrap();
+        network.replace(3, vec![swapped(1, "10.0.0.11"), swapped(2, "10.0.0.12")]).unwrap();
+        assert_eq!(network.owner_of(address).map(|owner| owner.machine), Some(one));
+    }
+
+    #[test]
+    fn no_machine_has_an_address_of_the_network_itself() {
+        let mut network = network();
+        let gateway = network.gateway();
+        for text in ["10.0.0.0", "10.0.0.1", "10.0.0.255", "10.0.1.1", "0.0.0.0", "::", "fd00::", "fd00::1", "fe80::1"]
+        {
+            let address = ip(text);
+            let unfit = Endpoint { addresses: vec![address], ..endpoint(1, 1, 1) };
+            assert_eq!(network.replace(1, vec![unfit]), Err(Refused::Unfit { address, machine: machine(1) }));
+        }
+        for mac in [gateway, Mac::BROADCAST] {
+            let unfit = Endpoint { mac, ..endpoint(1, 1, 1) };
+            assert!(matches!(network.replace(1, vec![unfit]), Err(Refused::Unfit { .. })), "{mac}");
+        }
     }
 
     #[test]
     fn link_local_addresses_lead_to_their_cards() {
         let mut network = network();
         let known = endpoint(1, 1, 1);
-        network.put(known.clone()).unwrap();
+        network.replace(1, vec![known.clone()]).unwrap();
         let own = IpAddr::V6(known.mac.link_local());
         assert_eq!(network.owner_of(own), Some(&known));
         assert!(known.owns(own) && !known.owns(ip("fe80::1")));

@@ -29,7 +29,7 @@ pub enum Reason {
     StaleEpoch,
     /// It is of a placement that is not known here yet.
     NewerEpoch,
-    /// The machine is not here any more, and its new node is the one that sent it.
+    /// The machine is not here, and nothing follows it from here.
     NotHere,
     /// Larger than the path, and it may not be cut: its sender is told.
     TooBig,
@@ -82,7 +82,8 @@ impl Reason {
         }
     }
 
-    /// Whether the ledger is to be asked again: this node may be behind.
+    /// Whether the ledger is to be asked again: this node may be behind. Tenants and peers can bring these about as often as
+    /// they like, so whoever asks limits the rate.
     pub fn asks_again(self) -> bool {
         matches!(self, Reason::UnknownTarget | Reason::NotOwner | Reason::NewerEpoch | Reason::UnknownNetwork)
     }

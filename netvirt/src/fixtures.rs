@@ -39,10 +39,13 @@ pub fn endpoint(n: u8, at: u8, epoch: u64) -> Endpoint {
 
 /// The network with machine 1 here on node 1, 2 there, and 3 on node 1 as well.
 pub fn populated() -> Network {
+    with([endpoint(1, 1, 1), endpoint(2, 2, 1), endpoint(3, 1, 1)])
+}
+
+/// The network with these machines.
+pub fn with(endpoints: impl Into<Vec<Endpoint>>) -> Network {
     let mut network = network();
-    for (n, at) in [(1, 1), (2, 2), (3, 1)] {
-        network.put(endpoint(n, at, 1)).unwrap();
-    }
+    network.replace(1, endpoints.into()).unwrap();
     network
 }
 
@@ -109,6 +112,17 @@ pub fn router_solicit(from: (Mac, Ipv6Addr)) -> Vec<u8> {
     answers::discovery(to, from, NdiscRepr::RouterSolicit { lladdr: None })
 }
 
+/// A message of ICMPv6 of this kind, behind the option that asks routers to look (RFC 2711).
+pub fn groups(from: (Mac, Ipv6Addr), kind: u8) -> Vec<u8> {
+    let to = (Mac([0x33, 0x33, 0, 0, 0, 0x16]), "ff02::16".parse().unwrap());
+    let mut whole = answers::icmpv6(to, from, 32, |bytes| {
+        bytes[..8].copy_from_slice(&[IpProtocol::Icmpv6.into(), 0, 5, 2, 0, 0, 1, 0]);
+        bytes[8] = kind;
+    });
+    (whole[20], whole[21]) = (IpProtocol::HopByHop.into(), 1);
+    whole
+}
+
 /// What a DHCP client says.
 pub fn dhcp(from: &Endpoint, kind: DhcpMessageType, wanted: Option<Ipv4Addr>) -> Vec<u8> {
     let asked = DhcpRepr {
@@ -161,7 +175,8 @@ pub fn train(v6: bool, carried: &[u8], segment: u16) -> Vec<u8> {
     };
     let (kind, at) = if v6 { (4, 54) } else { (1, 34) };
     let [low, high] = segment.to_le_bytes();
-    let mut frame = vec![1, kind, 0, 0, low, high, at, 0, 16, 0];
+    // A kernel says how much it had in one piece, which may be more than the headers.
+    let mut frame = vec![1, kind, 200, 0, low, high, at, 0, 16, 0];
     // As a kernel leaves it: the sum of the pseudo header.
     let sum = pseudo(&inner);
     inner[usize::from(at) + 16..usize::from(at) + 18].copy_from_slice(&sum.to_be_bytes());

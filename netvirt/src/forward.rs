@@ -2,11 +2,14 @@
 //!
 //! A frame is judged twice. Where it enters, its sender must be a machine of this node and may only use its own addresses;
 //! what the network itself answers goes no further. Where it leaves the tunnel, its sender must be owned, in the epoch that
-//! the frame was sent in, by the node that sent it.
+//! the frame was sent in, by the node that sent it; or the node that sent it had its target before and sends it after, and
+//! is believed to have judged it. Between machines of one node the bridge brings frames by itself, and these rules are those
+//! of its ports.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use fabric::ids::NodeId;
+use fabric::model::Mac;
 
 use crate::answers;
 use crate::directory::{Endpoint, Network};
@@ -57,20 +60,30 @@ pub fn ingress(network: &Network, me: NodeId, bytes: &[u8]) -> Ingress {
     if sender.node != me {
         return Ingress::Drop(Reason::NotOwner);
     }
-    if let Err(reason) = check_source(sender, &frame) {
+    if let Err(reason) = check_source(network, sender, &frame) {
         return Ingress::Drop(reason);
     }
     match frame.packet {
-        Packet::Arp(arp) => resolve_v4(network, me, &arp),
-        Packet::Ip(Ip { source, message, .. }) => match message {
-            Message::DhcpAsks(asked) => answered(answers::dhcp(network, sender, asked)),
-            Message::Discovery(discovery) => resolve_v6(network, me, (sender, source), discovery),
-            Message::Groups | Message::DhcpAnswers => Ingress::Drop(Reason::Answered),
-            Message::Data => carry(network, me, &frame),
+        Packet::Arp(arp) if arp.asks => resolve_v4(network, me, sender, &arp),
+        Packet::Arp(_) => tell(network, me, frame.target),
+        Packet::Ip(Ip { source, message, .. }) => match (message, source) {
+            (Message::DhcpAsks(asked), _) => answered(answers::dhcp(network, sender, asked)),
+            (Message::Discovery(discovery), IpAddr::V6(source)) => match discovery {
+                Discovery::RouterSolicit { .. } => answered(answers::router(network, sender, source)),
+                Discovery::Solicit { target, .. } => resolve_v6(network, me, (sender, source), target),
+                Discovery::Advertise { .. } | Discovery::RouterSpeaks => tell(network, me, frame.target),
+            },
+            (Message::Data, _) => carry(network, me, &frame),
+            _ => Ingress::Drop(Reason::Answered),
         },
-        Packet::Tagged => Ingress::Drop(Reason::Tagged),
-        Packet::Other(_) => Ingress::Drop(Reason::Protocol),
+        Packet::Tagged | Packet::Other(_) => Ingress::Drop(Reason::Protocol),
     }
+}
+
+/// An answer to a question of somebody here is heard here; nobody elsewhere has asked.
+fn tell(network: &Network, me: NodeId, target: Mac) -> Ingress {
+    let here = network.endpoint(target).is_some_and(|target| target.node == me) || target == network.gateway();
+    if here { Ingress::Here } else { Ingress::Drop(Reason::Answered) }
 }
 
 fn answered(answer: Option<Vec<u8>>) -> Ingress {
@@ -79,7 +92,7 @@ fn answered(answer: Option<Vec<u8>>) -> Ingress {
 
 fn carry(network: &Network, me: NodeId, frame: &Frame<'_>) -> Ingress {
     if !frame.target.is_unicast() {
-        let others: Vec<NodeId> = network.nodes().into_iter().filter(|node| *node != me).collect();
+        let others: Vec<NodeId> = network.nodes().iter().copied().filter(|node| *node != me).collect();
         return if others.is_empty() { Ingress::Here } else { Ingress::All(others) };
     }
     match network.endpoint(frame.target) {
@@ -113,10 +126,7 @@ fn holder<'a>(network: &'a Network, me: NodeId, asker: &Endpoint, address: IpAdd
     }
 }
 
-fn resolve_v4(network: &Network, me: NodeId, arp: &Arp) -> Ingress {
-    let Some(asker) = network.endpoint(arp.sender).filter(|_| arp.asks) else {
-        return Ingress::Drop(Reason::Answered); // nobody elsewhere has asked
-    };
+fn resolve_v4(network: &Network, me: NodeId, asker: &Endpoint, arp: &Arp) -> Ingress {
     match holder(network, me, asker, arp.target_ip.into()) {
         Holder::Asker => Ingress::Drop(Reason::Answered),
         Holder::Here => Ingress::Here,
@@ -127,42 +137,34 @@ fn resolve_v4(network: &Network, me: NodeId, arp: &Arp) -> Ingress {
     }
 }
 
-fn resolve_v6(network: &Network, me: NodeId, asker: (&Endpoint, IpAddr), message: Discovery) -> Ingress {
-    let (asker, IpAddr::V6(source)) = asker else { return Ingress::Drop(Reason::Malformed) };
-    match message {
-        Discovery::RouterSolicit => answered(answers::router(network, (asker.mac, source))),
-        Discovery::Advertise { .. } | Discovery::RouterSpeaks => Ingress::Drop(Reason::Answered),
-        Discovery::Solicit { target, .. } => match holder(network, me, asker, target.into()) {
-            Holder::Asker => Ingress::Drop(Reason::Answered),
-            Holder::Here => Ingress::Here,
-            Holder::Elsewhere(owner) => {
-                Ingress::Answer(answers::neighbor((asker.mac, source), target, owner.mac, false))
-            }
-            Holder::Nobody => Ingress::Drop(Reason::UnknownTarget),
-        },
+fn resolve_v6(network: &Network, me: NodeId, (asker, source): (&Endpoint, Ipv6Addr), target: Ipv6Addr) -> Ingress {
+    match holder(network, me, asker, target.into()) {
+        Holder::Asker => Ingress::Drop(Reason::Answered),
+        Holder::Here => Ingress::Here,
+        Holder::Elsewhere(owner) => Ingress::Answer(answers::neighbor((asker.mac, source), target, owner.mac)),
+        Holder::Nobody => Ingress::Drop(Reason::UnknownTarget),
     }
 }
 
 /// Whether a frame uses the addresses of its sender alone, and claims no service of the network.
-fn check_source(sender: &Endpoint, frame: &Frame<'_>) -> Result<(), Reason> {
+fn check_source(network: &Network, sender: &Endpoint, frame: &Frame<'_>) -> Result<(), Reason> {
     let own_mac = |mac| if mac == sender.mac { Ok(()) } else { Err(Reason::SpoofedMac) };
-    own_mac(frame.source)?;
+    let own_ip = |own: bool| if own { Ok(()) } else { Err(Reason::SpoofedAddress) };
     match frame.packet {
         Packet::Arp(Arp { sender: mac, sender_ip, .. }) => {
             own_mac(mac)?;
-            let own = sender_ip.is_unspecified() || sender.owns(sender_ip.into());
-            if own { Ok(()) } else { Err(Reason::SpoofedAddress) }
+            own_ip(sender_ip.is_unspecified() || sender.owns(sender_ip.into()))
         }
         Packet::Ip(Ip { source, message, .. }) => {
-            if !sender.owns(source) && !(source.is_unspecified() && may_be_nobody(&message)) {
-                return Err(Reason::SpoofedAddress);
-            }
+            own_ip(sender.owns(source) || may_say_without(network, source, &message))?;
             match message {
                 Message::DhcpAnswers | Message::Discovery(Discovery::RouterSpeaks) => Err(Reason::RogueService),
-                Message::Discovery(Discovery::Solicit { own: Some(mac), .. }) => own_mac(mac),
+                Message::Discovery(Discovery::Solicit { own, .. } | Discovery::RouterSolicit { own }) => {
+                    own.map_or(Ok(()), own_mac)
+                }
                 Message::Discovery(Discovery::Advertise { target, own }) => {
                     own.map_or(Ok(()), own_mac)?;
-                    if sender.owns(target.into()) { Ok(()) } else { Err(Reason::SpoofedAddress) }
+                    own_ip(sender.owns(target.into()))
                 }
                 _ => Ok(()),
             }
@@ -172,20 +174,29 @@ fn check_source(sender: &Endpoint, frame: &Frame<'_>) -> Result<(), Reason> {
     }
 }
 
-/// What a machine may say that has no address yet.
-fn may_be_nobody(message: &Message<'_>) -> bool {
+/// Whether a machine may say this from an address that it was not assigned: from none, before it has one; and from a
+/// link-local one of its own making (RFC 7217), that is nobody's, what its own node answers.
+fn may_say_without(network: &Network, source: IpAddr, message: &Message<'_>) -> bool {
+    let nobody = source.is_unspecified();
     match message {
-        Message::DhcpAsks(_) | Message::Groups => true,
-        // No hardware address goes with no address (RFC 4861, 4.3).
-        Message::Discovery(Discovery::Solicit { own, .. }) => own.is_none(),
-        Message::Discovery(Discovery::RouterSolicit) => true,
+        Message::DhcpAsks(_) => nobody,
+        Message::Groups => nobody || is_free_link_local(network, source),
+        // No hardware address goes with no address (RFC 4861, 4.3 and 6.1.1).
+        Message::Discovery(Discovery::Solicit { own, .. } | Discovery::RouterSolicit { own }) => {
+            (nobody && own.is_none()) || is_free_link_local(network, source)
+        }
         _ => false,
     }
 }
 
-/// Decides about a frame that another node has sent.
-pub fn egress(network: &Network, me: NodeId, sent: Sent, bytes: &[u8]) -> Egress {
-    let Ok(frame) = Frame::parse(bytes) else { return Egress::Drop(Reason::Malformed) };
+fn is_free_link_local(network: &Network, source: IpAddr) -> bool {
+    let link_local = matches!(source, IpAddr::V6(source) if source.is_unicast_link_local());
+    link_local && !network.is_gateway(source) && network.owner_of(source).is_none()
+}
+
+/// Decides about a frame of `length` bytes that another node has sent and that begins with `head`.
+pub fn egress(network: &Network, me: NodeId, sent: Sent, head: &[u8], length: usize) -> Egress {
+    let Ok(frame) = Frame::parse_head(head, length) else { return Egress::Drop(Reason::Malformed) };
     let target = network.endpoint(frame.target);
     if let Err(reason) = check_sender(network, sent, target, &frame) {
         return Egress::Drop(reason);
@@ -194,8 +205,10 @@ pub fn egress(network: &Network, me: NodeId, sent: Sent, bytes: &[u8]) -> Egress
         None if !frame.target.is_unicast() && !sent.forwarded => Egress::Deliver,
         None => Egress::Drop(Reason::UnknownTarget),
         Some(target) if target.node == me => Egress::Deliver,
-        // It goes on once, and never back.
-        Some(target) if sent.forwarded || target.node == sent.by => Egress::Drop(Reason::NotHere),
+        // From here it goes on where the target went from here; once, and never back.
+        Some(target) if sent.forwarded || target.node == sent.by || target.previous != Some(me) => {
+            Egress::Drop(Reason::NotHere)
+        }
         Some(target) => Egress::Forward(target.node),
     }
 }
@@ -217,7 +230,7 @@ fn check_sender(network: &Network, sent: Sent, target: Option<&Endpoint>, frame:
     if !speaks {
         return Err(Reason::NotOwner);
     }
-    check_source(sender, frame)?;
+    check_source(network, sender, frame)?;
     match frame.packet {
         Packet::Ip(Ip { message: Message::Data, .. }) => Ok(()),
         _ => Err(Reason::Answered), // the sender's own node answers

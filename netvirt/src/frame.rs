@@ -6,23 +6,26 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use fabric::model::Mac;
 use smoltcp::wire::{
-    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, Icmpv6Message, Icmpv6Packet,
-    IpProtocol, Ipv4Packet, Ipv6ExtHeader, Ipv6FragmentHeader, Ipv6Packet, NdiscRepr, RawHardwareAddress, UdpPacket,
+    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, Icmpv6Packet, IpProtocol,
+    Ipv4Packet, Ipv6FragmentHeader, Ipv6Packet, NdiscRepr, RawHardwareAddress, UdpPacket,
 };
 use thiserror::Error;
 
+use crate::limits::EXTENSIONS_MAX;
+
 /// Bytes of an Ethernet header.
 pub const HEADER_BYTES: usize = 14;
-/// Extension headers of a packet that are looked behind; IPv6 stacks send two at most.
-const EXTENSIONS_MAX: usize = 8;
+/// Bytes of a header of IPv4 without options.
+pub(crate) const IPV4_BYTES: usize = 20;
+/// Bytes of a header of IPv6.
+pub(crate) const IPV6_BYTES: usize = 40;
+/// Bytes of a packet that every link carries (RFC 8200, 5).
+pub(crate) const IPV6_MTU_MIN: usize = 1_280;
 /// Tags of virtual LANs (IEEE 802.1Q and 802.1ad).
 const TAGS: [u16; 2] = [0x8100, 0x88a8];
 const BOOTP_SERVER: u16 = 67;
 const BOOTP_CLIENT: u16 = 68;
 const DHCPV6_CLIENT: u16 = 546;
-/// Messages of MLD version 1 (RFC 2710).
-const MLD1_REPORT: u8 = 131;
-const MLD1_DONE: u8 = 132;
 
 /// A frame whose lengths do not fit each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -79,8 +82,8 @@ pub struct Ip<'a> {
     pub source: IpAddr,
     /// Where to.
     pub target: IpAddr,
-    /// It may not be cut (always so in IPv6).
-    pub whole: bool,
+    /// The network may not cut it.
+    pub dont_fragment: bool,
     /// What it is about.
     pub message: Message<'a>,
 }
@@ -104,7 +107,10 @@ pub enum Message<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Discovery {
     /// Who is the router?
-    RouterSolicit,
+    RouterSolicit {
+        /// Who asks.
+        own: Option<Mac>,
+    },
     /// I am the router, or: take another one. The network alone may say so.
     RouterSpeaks,
     /// Who has this address?
@@ -138,11 +144,20 @@ impl<'a> Frame<'a> {
     /// # Errors
     /// When a length does not fit.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Malformed> {
-        let frame = EthernetFrame::new_checked(bytes)?;
+        Self::parse_head(bytes, bytes.len())
+    }
+
+    /// Reads a frame of `length` bytes that begins with `head`: all of it, or as much as came in one piece.
+    ///
+    /// # Errors
+    /// When a length does not fit, or `head` ends before what a decision needs.
+    pub fn parse_head(head: &'a [u8], length: usize) -> Result<Self, Malformed> {
+        let frame = EthernetFrame::new_checked(head)?;
+        let (packet, length) = (frame.payload(), length.checked_sub(HEADER_BYTES).ok_or(Malformed)?);
         let packet = match frame.ethertype() {
-            EthernetProtocol::Arp => Packet::Arp(arp(frame.payload())?),
-            EthernetProtocol::Ipv4 => Packet::Ip(ipv4(frame.payload())?),
-            EthernetProtocol::Ipv6 => Packet::Ip(ipv6(frame.payload())?),
+            EthernetProtocol::Arp => Packet::Arp(arp(packet)?),
+            EthernetProtocol::Ipv4 => Packet::Ip(ipv4(packet, length)?),
+            EthernetProtocol::Ipv6 => Packet::Ip(ipv6(packet, length)?),
             EthernetProtocol::Unknown(tag) if TAGS.contains(&tag) => Packet::Tagged,
             EthernetProtocol::Unknown(other) => Packet::Other(other),
         };
@@ -169,87 +184,148 @@ fn arp(bytes: &[u8]) -> Result<Arp, Malformed> {
     })
 }
 
-fn ipv4(bytes: &[u8]) -> Result<Ip<'_>, Malformed> {
-    let packet = Ipv4Packet::new_checked(bytes)?;
-    if packet.version() != 4 {
-        return Err(Malformed);
-    }
-    let message = match packet.next_header() {
-        // The rest of a packet that was cut has no header of its own, and goes where the first part went.
-        _ if packet.frag_offset() != 0 => Message::Data,
-        // A server could hide behind a first part too short to tell: RFC 1858 says drop.
-        IpProtocol::Udp if packet.more_frags() && packet.payload().len() < 8 => return Err(Malformed),
-        IpProtocol::Udp => udp(packet.payload(), packet.more_frags())?,
-        IpProtocol::Igmp => Message::Groups,
-        _ => Message::Data,
-    };
-    Ok(Ip { source: packet.src_addr().into(), target: packet.dst_addr().into(), whole: packet.dont_frag(), message })
+/// Where what a packet carries begins, and of which protocol it is: behind the headers that are IP's own.
+struct Carried<'a> {
+    protocol: IpProtocol,
+    /// Bytes of the packet before it.
+    at: usize,
+    /// As much of it as is at hand.
+    bytes: &'a [u8],
+    /// All of it is at hand.
+    all: bool,
+    /// It is the first part of a packet that was cut, or says so.
+    fragment: bool,
 }
 
-/// What a datagram is about; its length is checked only where it is all there.
-fn udp(bytes: &[u8], cut: bool) -> Result<Message<'_>, Malformed> {
-    let &[from, source, to, target, _, _, _, _, ..] = bytes else { return Err(Malformed) };
-    match (u16::from_be_bytes([from, source]), u16::from_be_bytes([to, target])) {
-        (BOOTP_CLIENT, BOOTP_SERVER) if !cut => Ok(Message::DhcpAsks(UdpPacket::new_checked(bytes)?.payload())),
+/// None for the later part of a packet that was cut: it has no header of its own, and goes where the first part went.
+fn carried_v4(packet: &[u8], length: usize) -> Result<Option<Carried<'_>>, Malformed> {
+    if packet.len() < IPV4_BYTES {
+        return Err(Malformed);
+    }
+    let header = Ipv4Packet::new_unchecked(packet);
+    let (begin, end) = (usize::from(header.header_len()), usize::from(header.total_len()));
+    if header.version() != 4 || begin < IPV4_BYTES || begin > end || end > length {
+        return Err(Malformed);
+    }
+    let bytes = packet.get(begin..end.min(packet.len())).ok_or(Malformed)?;
+    let (all, fragment) = (end <= packet.len(), header.more_frags());
+    Ok((header.frag_offset() == 0).then(|| Carried { protocol: header.next_header(), at: begin, bytes, all, fragment }))
+}
+
+/// As [`carried_v4`]. A chain of headers that cannot be followed to its end is refused: a router or a server could hide in it
+/// (RFC 7113).
+fn carried_v6(packet: &[u8], length: usize) -> Result<Option<Carried<'_>>, Malformed> {
+    if packet.len() < IPV6_BYTES {
+        return Err(Malformed);
+    }
+    let header = Ipv6Packet::new_unchecked(packet);
+    let end = header.total_len();
+    if header.version() != 6 || end > length {
+        return Err(Malformed);
+    }
+    let at_hand = &packet[..end.min(packet.len())];
+    let (mut protocol, mut at, mut fragment) = (header.next_header(), IPV6_BYTES, false);
+    for _ in 0..=EXTENSIONS_MAX {
+        let &[next, length, ref rest @ ..] = &at_hand[at..] else { break };
+        let skip = match protocol {
+            IpProtocol::HopByHop | IpProtocol::Ipv6Route | IpProtocol::Ipv6Opts => 8 + 8 * usize::from(length),
+            IpProtocol::IpSecAh => 8 + 4 * usize::from(length), // in words, less two (RFC 4302, 2.2)
+            IpProtocol::Ipv6Frag => {
+                if Ipv6FragmentHeader::new_checked(rest)?.frag_offset() != 0 {
+                    return Ok(None);
+                }
+                fragment = true;
+                8
+            }
+            _ => break,
+        };
+        (protocol, at) = (next.into(), at + skip);
+        if at > at_hand.len() {
+            return Err(Malformed);
+        }
+    }
+    match protocol {
+        IpProtocol::HopByHop | IpProtocol::Ipv6Route | IpProtocol::Ipv6Opts => Err(Malformed),
+        IpProtocol::IpSecAh | IpProtocol::Ipv6Frag => Err(Malformed),
+        _ => Ok(Some(Carried { protocol, at, bytes: &at_hand[at..], all: end <= packet.len(), fragment })),
+    }
+}
+
+/// Where the header of TCP or UDP begins in the frame that begins with `head`, and which of the two it is; none for others,
+/// and for packets that were cut.
+pub fn transport(head: &[u8], length: usize) -> Option<(usize, IpProtocol)> {
+    let frame = EthernetFrame::new_checked(head).ok()?;
+    let (packet, length) = (frame.payload(), length.checked_sub(HEADER_BYTES)?);
+    let carried = match frame.ethertype() {
+        EthernetProtocol::Ipv4 => carried_v4(packet, length),
+        EthernetProtocol::Ipv6 => carried_v6(packet, length),
+        _ => return None,
+    };
+    let carried = carried.ok()??;
+    let known = matches!(carried.protocol, IpProtocol::Tcp | IpProtocol::Udp) && !carried.fragment;
+    known.then_some((HEADER_BYTES + carried.at, carried.protocol))
+}
+
+fn ipv4(packet: &[u8], length: usize) -> Result<Ip<'_>, Malformed> {
+    let message = match carried_v4(packet, length)? {
+        Some(carried) if carried.protocol == IpProtocol::Udp => udp_v4(&carried)?,
+        Some(carried) if carried.protocol == IpProtocol::Igmp => Message::Groups,
+        _ => Message::Data,
+    };
+    let header = Ipv4Packet::new_unchecked(packet);
+    let (source, target) = (header.src_addr().into(), header.dst_addr().into());
+    Ok(Ip { source, target, dont_fragment: header.dont_frag(), message })
+}
+
+/// The ports of a datagram. A first part too short to have them could hide a server (RFC 1858).
+fn ports(bytes: &[u8]) -> Result<(u16, u16), Malformed> {
+    let &[a, b, c, d, _, _, _, _, ..] = bytes else { return Err(Malformed) };
+    Ok((u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])))
+}
+
+fn udp_v4<'a>(carried: &Carried<'a>) -> Result<Message<'a>, Malformed> {
+    match ports(carried.bytes)? {
+        (BOOTP_CLIENT, BOOTP_SERVER) if carried.all && !carried.fragment => {
+            Ok(Message::DhcpAsks(UdpPacket::new_checked(carried.bytes)?.payload()))
+        }
         (BOOTP_CLIENT, BOOTP_SERVER) => Err(Malformed),
-        // Whatever port it claims to come from: no client listens to anybody else.
-        (_, BOOTP_CLIENT | DHCPV6_CLIENT) => Ok(Message::DhcpAnswers),
+        // Whatever port it claims to come from: a client listens there.
+        (_, BOOTP_CLIENT) => Ok(Message::DhcpAnswers),
         _ => Ok(Message::Data),
     }
 }
 
-fn ipv6(bytes: &[u8]) -> Result<Ip<'_>, Malformed> {
-    let packet = Ipv6Packet::new_checked(bytes)?;
-    if packet.version() != 6 {
-        return Err(Malformed);
-    }
-    let message = behind(packet.next_header(), packet.payload())?;
-    let limit = packet.hop_limit();
-    if matches!(message, Message::Discovery(_)) && limit != 255 {
+fn ipv6(packet: &[u8], length: usize) -> Result<Ip<'_>, Malformed> {
+    let message = match carried_v6(packet, length)? {
+        Some(carried) if carried.protocol == IpProtocol::Udp => match ports(carried.bytes)? {
+            (_, DHCPV6_CLIENT) => Message::DhcpAnswers,
+            _ => Message::Data,
+        },
+        Some(carried) if carried.protocol == IpProtocol::Icmpv6 => icmpv6(&carried)?,
+        _ => Message::Data,
+    };
+    let header = Ipv6Packet::new_unchecked(packet);
+    if matches!(message, Message::Discovery(_)) && header.hop_limit() != 255 {
         return Err(Malformed); // RFC 4861, 7.1: it may have come from anywhere
     }
-    Ok(Ip { source: packet.src_addr().into(), target: packet.dst_addr().into(), whole: true, message })
+    let (source, target) = (header.src_addr().into(), header.dst_addr().into());
+    // The layer below IPv6 carries packets of this size, cut or not (RFC 8200, 5).
+    Ok(Ip { source, target, dont_fragment: header.total_len() > IPV6_MTU_MIN, message })
 }
 
-/// What stands behind the extension headers. A chain that cannot be followed to its end is refused, since a router or a
-/// server could hide in it (RFC 7113).
-fn behind(mut next: IpProtocol, mut bytes: &[u8]) -> Result<Message<'_>, Malformed> {
-    let mut cut = false;
-    for _ in 0..EXTENSIONS_MAX {
-        match next {
-            IpProtocol::HopByHop | IpProtocol::Ipv6Route | IpProtocol::Ipv6Opts => {
-                let header = Ipv6ExtHeader::new_checked(bytes)?;
-                let length = 8 + 8 * usize::from(header.header_len());
-                (next, bytes) = (header.next_header(), bytes.get(length..).ok_or(Malformed)?);
-            }
-            IpProtocol::Ipv6Frag => {
-                let (head, rest) = bytes.split_at_checked(8).ok_or(Malformed)?;
-                let fragment = Ipv6FragmentHeader::new_checked(&head[2..])?;
-                if fragment.frag_offset() != 0 {
-                    return Ok(Message::Data);
-                }
-                cut |= fragment.more_frags();
-                (next, bytes) = (IpProtocol::from(head[0]), rest);
-            }
-            IpProtocol::Udp => return udp(bytes, cut),
-            IpProtocol::Icmpv6 => return icmpv6(bytes, cut),
-            _ => return Ok(Message::Data),
-        }
+fn icmpv6<'a>(carried: &Carried<'a>) -> Result<Message<'a>, Malformed> {
+    match *carried.bytes.first().ok_or(Malformed)? {
+        130..=132 | 143 => return Ok(Message::Groups), // MLD of both versions (RFC 2710, RFC 3810)
+        133..=137 if carried.fragment || !carried.all => return Err(Malformed), // RFC 6980
+        133..=137 => {}
+        _ => return Ok(Message::Data),
     }
-    Err(Malformed)
-}
-
-fn icmpv6(bytes: &[u8], cut: bool) -> Result<Message<'_>, Malformed> {
-    let packet = Icmpv6Packet::new_checked(bytes)?;
-    let discovery = match packet.msg_type() {
-        Icmpv6Message::MldQuery | Icmpv6Message::MldReport => return Ok(Message::Groups),
-        Icmpv6Message::Unknown(MLD1_REPORT | MLD1_DONE) => return Ok(Message::Groups),
-        kind if !kind.is_ndisc() => return Ok(Message::Data),
-        _ if cut => return Err(Malformed), // RFC 6980
-        _ => NdiscRepr::parse(&packet)?,
-    };
-    Ok(Message::Discovery(match discovery {
-        NdiscRepr::RouterSolicit { .. } => Discovery::RouterSolicit,
+    let packet = Icmpv6Packet::new_checked(carried.bytes)?;
+    if names_twice(packet.payload()) {
+        return Err(Malformed);
+    }
+    Ok(Message::Discovery(match NdiscRepr::parse(&packet)? {
+        NdiscRepr::RouterSolicit { lladdr } => Discovery::RouterSolicit { own: own(lladdr)? },
         NdiscRepr::RouterAdvert { .. } | NdiscRepr::Redirect { .. } => Discovery::RouterSpeaks,
         NdiscRepr::NeighborSolicit { target_addr, lladdr } => {
             Discovery::Solicit { target: target_addr, own: own(lladdr)? }
@@ -258,6 +334,18 @@ fn icmpv6(bytes: &[u8], cut: bool) -> Result<Message<'_>, Malformed> {
             Discovery::Advertise { target: target_addr, own: own(lladdr)? }
         }
     }))
+}
+
+/// Whether a hardware address stands in the options twice: which of them counts differs from system to system.
+fn names_twice(mut options: &[u8]) -> bool {
+    let (mut seen, names) = ([false; 3], [1u8, 2]);
+    while let [kind, length, ..] = *options {
+        if names.contains(&kind) && std::mem::replace(&mut seen[usize::from(kind)], true) {
+            return true;
+        }
+        options = options.get(8 * usize::from(length.max(1))..).unwrap_or_default();
+    }
+    false
 }
 
 #[cfg(test)]
@@ -302,6 +390,8 @@ mod tests {
                 frame[at] = value;
             }
             let _ = Frame::parse(&frame);
+            let _ = Frame::parse_head(&frame[..garbage.len().min(frame.len())], frame.len());
+            let _ = transport(&frame, frame.len());
             let _ = Frame::parse(&garbage);
         }
     }

@@ -14,10 +14,12 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes};
 use fabric::model::Vni;
+use smoltcp::wire::{Ipv4Packet, Ipv6Packet};
 use thiserror::Error;
 
-use crate::limits::{ASSEMBLIES_MAX, ASSEMBLY_TIMEOUT, FRAME_BYTES_MAX};
-use crate::vnet::{Train, VNET_BYTES, Vnet};
+use crate::frame::{HEADER_BYTES, IPV6_BYTES};
+use crate::limits::{ASSEMBLIES_MAX, ASSEMBLY_TIMEOUT, FRAME_BYTES_MAX, PIECE_COPIED_BYTES};
+use crate::vnet::{VNET_BYTES, Vnet};
 
 /// Bytes of the header of a piece.
 pub const PIECE_HEADER_BYTES: usize = 16;
@@ -85,24 +87,24 @@ pub enum CutError {
 }
 
 /// Where a frame is cut so that each piece has at most `room` bytes: ranges of `frame`, which begins with its [`Vnet`].
-/// `whole` says that the network must not cut it by itself; a train of segments is cut between them all the same.
+/// `dont_fragment` forbids that; a train of segments is cut between them all the same.
 ///
 /// # Errors
 /// See [`CutError`].
-pub fn cut(frame: &[u8], room: usize, whole: bool) -> Result<Vec<Range<usize>>, CutError> {
+pub fn cut(frame: &[u8], room: usize, dont_fragment: bool) -> Result<Vec<Range<usize>>, CutError> {
     let (vnet, inner) = Vnet::parse(frame).ok_or(CutError::Malformed)?;
-    if frame.len() > FRAME_BYTES_MAX || !vnet.is_sound(inner) {
+    if frame.len() > FRAME_BYTES_MAX || !vnet.is_sound(inner, inner.len()) {
         return Err(CutError::Malformed);
     }
     if frame.len() <= room {
-        return Ok(vec![0..frame.len()]);
+        return Ok(std::iter::once(0..frame.len()).collect());
     }
-    let (head, step) = match vnet.train(inner) {
+    let (head, step) = match vnet.train(inner, inner.len()) {
         Some(train) => {
             let head = VNET_BYTES + train.head;
             (head, room.saturating_sub(head) / train.segment * train.segment)
         }
-        None if whole => return Err(CutError::TooBig),
+        None if dont_fragment => return Err(CutError::TooBig),
         None => (0, room),
     };
     if step == 0 || (frame.len() - head).div_ceil(step) > usize::from(u8::MAX) {
@@ -116,12 +118,12 @@ pub fn cut(frame: &[u8], room: usize, whole: bool) -> Result<Vec<Range<usize>>, 
 /// A frame that is a train, as frames of one segment each; none when it is no train.
 pub fn segments(frame: &[u8]) -> Option<Vec<Vec<u8>>> {
     let (vnet, inner) = Vnet::parse(frame)?;
-    let train = vnet.train(inner)?;
+    let train = vnet.train(inner, inner.len())?;
     let (head, carried) = inner.split_at(train.head);
     let starts = (0..carried.len()).step_by(train.segment);
     let part = |start: usize| {
         let part = start..(start + train.segment).min(carried.len());
-        train.part(head, part.clone(), &[&carried[part]], carried.len())
+        train.part(head, part.clone(), &[&carried[part]])
     };
     Some(starts.map(part).collect())
 }
@@ -133,7 +135,7 @@ pub enum Arrived {
     Whole(PieceHeader, Vec<Bytes>),
     /// Some of it: frames of their own, each with its [`Vnet`].
     Parts(PieceHeader, Vec<Vec<u8>>),
-    /// None of it can be used.
+    /// None of it can be used, or what came is nothing that a kernel should see.
     Lost(PieceHeader),
 }
 
@@ -157,9 +159,11 @@ pub struct Assembler {
 impl Assembler {
     /// Takes a piece, at a time. What comes of it, and of older frames that make room, is added to `out`.
     pub fn push(&mut self, now: Duration, header: PieceHeader, piece: Bytes, out: &mut Vec<Arrived>) {
+        self.expire(now, out);
         if header.pieces == 1 {
-            return out.push(Arrived::Whole(header, vec![piece]));
+            return out.push(judged(header, vec![piece]));
         }
+        let piece = if piece.len() < PIECE_COPIED_BYTES { Bytes::copy_from_slice(&piece) } else { piece };
         let key = PieceHeader { index: 0, ..header };
         let at = match self.open.iter().position(|assembly| assembly.header == key) {
             Some(at) => at,
@@ -186,7 +190,7 @@ impl Assembler {
             && let Some(Assembly { header, pieces, .. }) = self.open.remove(at)
         {
             let pieces: Vec<Bytes> = pieces.into_iter().flatten().collect();
-            out.push(if too_long { Arrived::Lost(header) } else { Arrived::Whole(header, pieces) });
+            out.push(if too_long { Arrived::Lost(header) } else { judged(header, pieces) });
         }
     }
 
@@ -214,42 +218,55 @@ impl Assembly {
 
     fn parts(&self) -> Option<Vec<Vec<u8>>> {
         let first = self.pieces.first()?.as_ref()?;
-        let (train, head, carried) = opened(first)?;
-        // Every piece but the last carries as much as the first.
+        let (vnet, inner) = Vnet::parse(first)?;
+        let length = train_length(inner)?;
+        let train = vnet.train(inner, length).filter(|_| vnet.is_sound(inner, length))?;
+        let (head, carried) = inner.split_at(train.head);
+        // Every piece carries as much as the first; the last one carries the rest.
         let step = carried.len();
-        let places = self.pieces.iter().enumerate();
-        let carried = |(at, piece): (usize, &Option<Bytes>)| {
-            let piece = piece.as_ref()?;
-            Some(if at == 0 { &first[first.len() - step..] } else { &piece[..] }).map(<[u8]>::to_vec)
-        };
-        let pieces: Vec<Option<Vec<u8>>> = places.map(carried).collect();
-        let last = pieces.len() - 1;
-        let fits = |at: usize, piece: &[u8]| if at == last { piece.len() <= step } else { piece.len() == step };
-        if pieces.iter().enumerate().any(|(at, piece)| piece.as_ref().is_some_and(|piece| !fits(at, piece))) {
+        if step == 0 || step % train.segment != 0 || train.total.div_ceil(step) != self.pieces.len() {
             return None;
         }
-        // How long the last one is only matters when it is there: the others are not the end.
-        let total = pieces[last].as_ref().map_or(usize::MAX, |piece| last * step + piece.len());
-        let mut parts = Vec::new();
-        let mut at = 0;
-        while at < pieces.len() {
-            let run: Vec<&[u8]> = pieces[at..].iter().map_while(Option::as_deref).collect();
-            let length: usize = run.iter().map(|piece| piece.len()).sum();
-            if length > 0 {
-                parts.push(train.part(head, at * step..at * step + length, &run, total));
-            }
-            at += run.len() + 1;
+        let ranges = (0..train.total).step_by(step).map(|start| start..(start + step).min(train.total));
+        let pieces = self.pieces.iter().enumerate().map(|(at, piece)| match at {
+            0 => Some(carried),
+            _ => piece.as_deref(),
+        });
+        let pieces: Vec<(Range<usize>, Option<&[u8]>)> = ranges.zip(pieces).collect();
+        if pieces.iter().any(|(range, piece)| piece.is_some_and(|piece| piece.len() != range.len())) {
+            return None;
         }
-        Some(parts)
+        let runs = pieces.chunk_by(|(_, one), (_, other)| one.is_some() == other.is_some());
+        let part = |run: &[(Range<usize>, Option<&[u8]>)]| {
+            let carried: Vec<&[u8]> = run.iter().filter_map(|(_, piece)| *piece).collect();
+            let (first, last) = (run.first()?, run.last()?);
+            (!carried.is_empty()).then(|| train.part(head, first.0.start..last.0.end, &carried))
+        };
+        Some(runs.filter_map(part).collect())
     }
 }
 
-/// The first piece of a train: its headers, and the segments that it carries itself.
-fn opened(first: &[u8]) -> Option<(Train, &[u8], &[u8])> {
-    let (vnet, inner) = Vnet::parse(first)?;
-    let (train, _) = vnet.train_head(inner)?;
-    let (head, carried) = inner.split_at_checked(train.head)?;
-    (!carried.is_empty() && carried.len() % train.segment == 0).then_some((train, head, carried))
+/// How long the frame is that begins so, by its own word.
+fn train_length(head: &[u8]) -> Option<usize> {
+    let packet = head.get(HEADER_BYTES..).filter(|packet| packet.len() >= IPV6_BYTES)?;
+    Some(
+        HEADER_BYTES
+            + match packet[0] >> 4 {
+                4 => usize::from(Ipv4Packet::new_unchecked(packet).total_len()),
+                6 => Ipv6Packet::new_unchecked(packet).total_len(),
+                _ => return None,
+            },
+    )
+}
+
+/// A frame that has come whole, if a kernel may see it.
+fn judged(header: PieceHeader, pieces: Vec<Bytes>) -> Arrived {
+    let length = pieces.iter().map(Bytes::len).sum::<usize>().checked_sub(VNET_BYTES);
+    let parsed = pieces.first().and_then(|first| Vnet::parse(first)).zip(length);
+    match parsed.is_some_and(|((vnet, head), length)| vnet.is_sound(head, length)) {
+        true => Arrived::Whole(header, pieces),
+        false => Arrived::Lost(header),
+    }
 }
 
 #[cfg(test)]

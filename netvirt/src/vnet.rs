@@ -6,25 +6,27 @@ use std::ops::Range;
 
 use smoltcp::wire::{IpProtocol, Ipv4Packet, Ipv6Packet, checksum};
 
-use crate::frame::HEADER_BYTES;
+use crate::frame::{HEADER_BYTES, IPV6_BYTES, transport};
+use crate::limits::SEGMENTS_MAX;
 
 /// Bytes of the header.
 pub const VNET_BYTES: usize = 10;
 /// The checksum is still to be made.
 const NEEDS_CSUM: u8 = 1;
+/// It was made, and is right.
+const DATA_VALID: u8 = 2;
 const GSO_NONE: u8 = 0;
 const GSO_TCPV4: u8 = 1;
 const GSO_TCPV6: u8 = 4;
 /// A flag beside the kind: the sender uses ECN.
 const GSO_ECN: u8 = 0x80;
-const IPV4_BYTES: usize = 20;
-const IPV6_BYTES: usize = 40;
 const TCP_BYTES: usize = 20;
 const TCP_CSUM_AT: usize = 16;
+const UDP_CSUM_AT: usize = 6;
 const FIN_PSH: u8 = 0x09;
 const CWR: u8 = 0x80;
 
-/// A header, as this host's kernel reads and writes it.
+/// A header. Its numbers are little-endian, here and in the tunnel: a device is told so (`TUNSETVNETLE`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Vnet {
     flags: u8,
@@ -55,14 +57,17 @@ impl Vnet {
         [self.flags, self.gso_type, a, b, c, d, e, f, g, h]
     }
 
-    /// Whether a peer's header is one that this host's own kernel could have written for the frame. Anything else is not
-    /// handed to a kernel.
-    pub fn is_sound(&self, frame: &[u8]) -> bool {
-        let summed = usize::from(self.csum_start) + usize::from(self.csum_offset) + 2;
-        let known = matches!(self.gso_type & !GSO_ECN, GSO_NONE | GSO_TCPV4 | GSO_TCPV6);
-        let sums =
-            self.flags & NEEDS_CSUM == 0 || (usize::from(self.csum_start) >= HEADER_BYTES && summed <= frame.len());
-        known && self.flags & !(NEEDS_CSUM | 2) == 0 && sums && (!self.is_train() || self.train(frame).is_some())
+    /// Whether it may be handed to a kernel with the frame of `length` bytes that begins with `head`: nothing but the sum of
+    /// TCP or UDP is left to make, since whoever makes it writes where the header says; and the only trains are those of TCP.
+    pub fn is_sound(&self, head: &[u8], length: usize) -> bool {
+        let sums = self.flags & NEEDS_CSUM == 0
+            || transport(head, length).is_some_and(|(at, protocol)| {
+                let stands = if protocol == IpProtocol::Tcp { TCP_CSUM_AT } else { UDP_CSUM_AT };
+                let (start, offset) = (usize::from(self.csum_start), usize::from(self.csum_offset));
+                (start, offset) == (at, stands) && start + offset + 2 <= length
+            });
+        let train = !self.is_train() || self.train(head, length).is_some();
+        self.flags & !(NEEDS_CSUM | DATA_VALID) == 0 && usize::from(self.header_bytes) <= length && sums && train
     }
 
     /// Whether the frame is a train of TCP segments.
@@ -70,42 +75,34 @@ impl Vnet {
         self.gso_type != GSO_NONE
     }
 
-    /// The train that a frame is; none when it is no well-formed one of TCP.
-    pub fn train(&self, frame: &[u8]) -> Option<Train> {
-        self.train_head(frame).filter(|(_, bytes)| *bytes == frame.len()).map(|(train, _)| train)
-    }
-
-    /// The train whose headers and first segments `bytes` are, and how many bytes its whole frame has; none when it is no
-    /// train of TCP.
-    pub fn train_head(&self, bytes: &[u8]) -> Option<(Train, usize)> {
-        let packet = bytes.get(HEADER_BYTES..)?;
-        let (ip_bytes, packet_bytes) = match self.gso_type & !GSO_ECN {
-            GSO_TCPV4 if packet.len() >= IPV4_BYTES => {
-                let packet = Ipv4Packet::new_unchecked(packet);
-                let whole = packet.frag_offset() == 0 && !packet.more_frags();
-                let right = packet.version() == 4 && packet.next_header() == IpProtocol::Tcp && whole;
-                let header = usize::from(packet.header_len());
-                (right && header >= IPV4_BYTES).then(|| (header, usize::from(packet.total_len())))?
-            }
-            GSO_TCPV6 if packet.len() >= IPV6_BYTES => {
-                let packet = Ipv6Packet::new_unchecked(packet);
-                let right = packet.version() == 6 && packet.next_header() == IpProtocol::Tcp;
-                right.then(|| (IPV6_BYTES, packet.total_len()))?
-            }
+    /// The train that a frame of `length` bytes is, whose headers are in `head`; none when it is no well-formed one of TCP.
+    pub fn train(&self, head: &[u8], length: usize) -> Option<Train> {
+        let version = match self.gso_type & !GSO_ECN {
+            GSO_TCPV4 => 4,
+            GSO_TCPV6 => 6,
             _ => return None,
         };
-        let tcp_at = HEADER_BYTES + ip_bytes;
-        let tcp = bytes.get(tcp_at..).filter(|tcp| tcp.len() >= TCP_BYTES)?;
+        let (tcp_at, protocol) = transport(head, length)?;
+        let tcp = head.get(tcp_at..).filter(|tcp| protocol == IpProtocol::Tcp && tcp.len() >= TCP_BYTES)?;
+        let packet = &head[HEADER_BYTES..];
+        let (ip_bytes, packet_bytes) = match packet[0] >> 4 {
+            4 => (tcp_at, Ipv4Packet::new_unchecked(packet).total_len().into()),
+            // Behind other headers than IP's own a card cuts nothing.
+            _ => (HEADER_BYTES + IPV6_BYTES, Ipv6Packet::new_unchecked(packet).total_len()),
+        };
         let tcp_bytes = usize::from(tcp[12] >> 4) * 4;
-        let head = tcp_at + tcp_bytes;
-        let right = self.flags & NEEDS_CSUM != 0
-            && usize::from(self.csum_start) == tcp_at
-            && usize::from(self.csum_offset) == TCP_CSUM_AT
-            && self.gso_bytes > 0
+        let (bytes, segment) = (tcp_at + tcp_bytes, usize::from(self.gso_bytes));
+        let right = packet[0] >> 4 == version
+            && ip_bytes == tcp_at
+            && self.flags & NEEDS_CSUM != 0
+            && (self.csum_start.into(), self.csum_offset.into()) == (tcp_at, TCP_CSUM_AT)
+            && HEADER_BYTES + packet_bytes == length
             && tcp_bytes >= TCP_BYTES
-            && head < bytes.len().min(HEADER_BYTES + packet_bytes);
-        let train = Train { vnet: *self, tcp_at, head, segment: self.gso_bytes.into() };
-        right.then_some((train, HEADER_BYTES + packet_bytes))
+            && bytes <= head.len()
+            && (1..length).contains(&bytes)
+            && segment > 0
+            && (length - bytes).div_ceil(segment) <= SEGMENTS_MAX;
+        right.then_some(Train { vnet: *self, tcp_at, head: bytes, segment, total: length - bytes })
     }
 }
 
@@ -118,15 +115,16 @@ pub struct Train {
     pub head: usize,
     /// Bytes that each segment carries.
     pub segment: usize,
+    /// Bytes that all of them carry.
+    pub total: usize,
 }
 
 impl Train {
     /// The part of the train that carries `part` of its bytes, as a frame of its own with the header before it. `head` holds
-    /// the train's headers, `carried` what the part carries, and `total` is how many bytes the whole train carries. `part`
-    /// begins with a segment.
-    pub fn part(&self, head: &[u8], part: Range<usize>, carried: &[&[u8]], total: usize) -> Vec<u8> {
+    /// the train's headers, and `carried` what the part carries. `part` begins with a segment, and lies within the train.
+    pub fn part(&self, head: &[u8], part: Range<usize>, carried: &[&[u8]]) -> Vec<u8> {
         let length = part.len();
-        let mut vnet = self.vnet;
+        let mut vnet = Vnet { header_bytes: self.head as u16, ..self.vnet };
         if length <= self.segment {
             (vnet.gso_type, vnet.gso_bytes) = (GSO_NONE, 0);
         }
@@ -134,12 +132,12 @@ impl Train {
         whole.extend_from_slice(&vnet.to_bytes());
         whole.extend_from_slice(head);
         carried.iter().for_each(|bytes| whole.extend_from_slice(bytes));
-        self.mend(&mut whole[VNET_BYTES..VNET_BYTES + self.head], &part, total);
+        self.mend(&mut whole[VNET_BYTES..VNET_BYTES + self.head], &part);
         whole
     }
 
     /// Makes the headers of the train those of a part.
-    fn mend(&self, head: &mut [u8], part: &Range<usize>, total: usize) {
+    fn mend(&self, head: &mut [u8], part: &Range<usize>) {
         let (ip, tcp) = head.split_at_mut(self.tcp_at);
         let ip = &mut ip[HEADER_BYTES..];
         let tcp_bytes = (tcp.len() + part.len()) as u16;
@@ -160,7 +158,7 @@ impl Train {
         if part.start > 0 {
             tcp[13] &= !CWR; // told once (RFC 3168, 6.1.2)
         }
-        if part.end < total {
+        if part.end < self.total {
             tcp[13] &= !FIN_PSH; // the last one's
         }
         // The sum over what comes before it; the rest is left to the card (virtio 1.3, 5.1.6.2.1).

@@ -23,6 +23,11 @@ impl Vni {
         (1..=Self::MAX).contains(&number).then_some(Vni(number))
     }
 
+    /// Whether a decoded one is one of a network; always true for one that was made here.
+    pub fn is_valid(self) -> bool {
+        Self::new(self.0).is_some()
+    }
+
     /// As a number.
     pub fn get(self) -> u32 {
         self.0
@@ -84,11 +89,16 @@ impl Mac {
         self.0[0] & 1 == 0
     }
 
-    /// The link-local address that goes with it (RFC 4291, appendix A).
-    pub fn link_local(self) -> Ipv6Addr {
+    /// The address that goes with it in a subnet of 64 bits (RFC 4291, appendix A).
+    pub fn address_in(self, base: Ipv6Addr) -> Ipv6Addr {
         let [a, b, c, d, e, f] = self.0;
-        let pair = |high: u8, low: u8| u16::from_be_bytes([high, low]);
-        Ipv6Addr::new(0xfe80, 0, 0, 0, pair(a ^ 2, b), pair(c, 0xff), pair(0xfe, d), pair(e, f))
+        let own = u64::from_be_bytes([a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
+        Ipv6Addr::from(u128::from(base) >> 64 << 64 | u128::from(own))
+    }
+
+    /// The link-local address that goes with it.
+    pub fn link_local(self) -> Ipv6Addr {
+        self.address_in(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0))
     }
 }
 
@@ -162,7 +172,7 @@ impl SubnetV1 {
     /// The subnet of such a prefix in which an address lies.
     fn around(address: IpAddr, prefix: u8) -> Self {
         let (number, width) = bits(address);
-        let spare = u32::from(width - prefix);
+        let spare = u32::from(width.saturating_sub(prefix));
         let first = number.checked_shr(spare).and_then(|top| top.checked_shl(spare)).unwrap_or(0);
         let base = match address {
             IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::from(first as u32)),
@@ -210,7 +220,7 @@ impl SubnetV1 {
     /// The last address, which means all interfaces of an IPv4 subnet (RFC 919).
     pub fn last(&self) -> IpAddr {
         let (first, width) = bits(self.base);
-        let spare = u32::from(width - self.prefix);
+        let spare = u32::from(width.saturating_sub(self.prefix));
         let rest = 1u128.checked_shl(spare).map_or(u128::MAX, |size| size - 1);
         match self.base {
             IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::from((first | rest) as u32)),

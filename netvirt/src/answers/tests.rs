@@ -26,85 +26,114 @@ fn said(bytes: &[u8]) -> NdiscRepr<'_> {
 #[test]
 fn a_neighbour_is_told_to_who_asked_and_to_all_when_it_had_no_address_yet() {
     let (one, two) = (cards(&endpoint(1, 1, 1)).1, cards(&endpoint(2, 2, 1)).1);
-    let (source, target, message) = heard(&neighbor(one, two.1, two.0, false));
+    let (source, target, message) = heard(&neighbor(one, two.1, two.0));
     assert_eq!((source, target), (two.1, one.1));
     let NdiscRepr::NeighborAdvert { flags, target_addr, lladdr } = said(&message) else { panic!("no advertisement") };
     assert_eq!((target_addr, lladdr.unwrap().as_bytes()), (two.1, &two.0.0[..]));
     assert_eq!(flags, NdiscNeighborFlags::OVERRIDE | NdiscNeighborFlags::SOLICITED);
-    let (_, target, message) = heard(&neighbor((one.0, Ipv6Addr::UNSPECIFIED), two.1, two.0, false));
+    let (_, target, message) = heard(&neighbor((one.0, Ipv6Addr::UNSPECIFIED), two.1, two.0));
     assert_eq!(target, ALL_NODES);
     let NdiscRepr::NeighborAdvert { flags, .. } = said(&message) else { panic!("no advertisement") };
     assert_eq!(flags, NdiscNeighborFlags::OVERRIDE);
 }
 
-#[test]
-fn the_router_tells_prefix_and_mtu() {
+/// What the router says: MTU, prefix, and whether the machine makes itself an address.
+fn routed(endpoint: &Endpoint) -> (Option<u32>, NdiscPrefixInformation) {
     let network = network();
-    let (source, _, message) = heard(&router(&network, cards(&endpoint(1, 1, 1)).1).unwrap());
+    let (source, _, message) = heard(&router(&network, endpoint, cards(endpoint).1.1).unwrap());
     assert_eq!(source, network.gateway().link_local());
     let NdiscRepr::RouterAdvert { mtu, prefix_info, router_lifetime, .. } = said(&message) else { panic!("no router") };
-    let prefix = prefix_info.unwrap();
-    assert_eq!((mtu, prefix.prefix_len, prefix.prefix), (Some(1_400), 64, "fd00::".parse().unwrap()));
-    assert!(prefix.is_valid_prefix_info() && router_lifetime.secs() > 0);
-    let v4_only = Network::new(network.vni, vec!["10.0.0.0/24".parse().unwrap()], 1_400);
-    assert_eq!(router(&v4_only, cards(&endpoint(1, 1, 1)).1), None);
+    assert!(router_lifetime.secs() > 0);
+    (mtu, prefix_info.unwrap())
 }
 
-/// What a client says; as it stands in a datagram.
-fn asks(kind: DhcpMessageType, change: impl FnOnce(&mut DhcpRepr<'_>)) -> Vec<u8> {
-    let whole = crate::fixtures::dhcp(&endpoint(1, 1, 1), kind, None);
-    let mut asked = DhcpRepr::parse(&DhcpPacket::new_unchecked(&whole[42..])).map(|repr| DhcpRepr {
-        parameter_request_list: None,
-        dns_servers: None,
-        additional_options: &[],
-        ..repr
-    });
-    let asked = asked.as_mut().unwrap();
-    change(asked);
-    let mut message = vec![0; asked.buffer_len()];
-    asked.emit(&mut DhcpPacket::new_unchecked(&mut message)).unwrap();
+#[test]
+fn the_router_tells_prefix_and_mtu_and_lets_nobody_make_an_address_that_is_not_its_own() {
+    let assigned = endpoint(1, 1, 1);
+    let (mtu, prefix) = routed(&assigned);
+    assert_eq!((mtu, prefix.prefix_len, prefix.prefix), (Some(1_400), 64, "fd00::".parse().unwrap()));
+    assert!(!prefix.flags.contains(NdiscPrefixInfoFlags::ADDRCONF));
+    let made = assigned.mac.address_in("fd00::".parse().unwrap());
+    let own = Endpoint { addresses: vec![assigned.addresses[0], made.into()], ..assigned.clone() };
+    assert!(routed(&own).1.is_valid_prefix_info());
+    let (vni, subnets) = (network().vni, vec!["10.0.0.0/24".parse().unwrap()]);
+    assert_eq!(router(&Network::new(vni, subnets, 1_400), &assigned, Ipv6Addr::UNSPECIFIED), None);
+}
+
+/// What a client says, as it stands in a datagram: type, address that it wants, address that it has, and changed bytes.
+fn asks(kind: DhcpMessageType, wanted: Option<Ipv4Addr>, has: Option<Ipv4Addr>) -> Vec<u8> {
+    let whole = crate::fixtures::dhcp(&endpoint(1, 1, 1), kind, wanted);
+    let mut message = whole[HEADER_BYTES + IPV4_BYTES + UDP_BYTES..].to_vec();
+    message[12..16].copy_from_slice(&has.unwrap_or(Ipv4Addr::UNSPECIFIED).octets());
     message
 }
 
-/// The answer: to which hardware and IP address, of which type, with which address for the machine.
+/// The answer: to which IP address, of which type, with which address for the machine.
 fn told(message: &[u8]) -> Option<(Ipv4Addr, DhcpMessageType, Ipv4Addr)> {
     let whole = dhcp(&network(), &endpoint(1, 1, 1), message)?;
     let packet = Ipv4Packet::new_checked(&whole[HEADER_BYTES..]).unwrap();
     assert!(packet.verify_checksum());
     let udp = UdpPacket::new_checked(packet.payload()).unwrap();
     let (source, target) = (IpAddress::from(packet.src_addr()), IpAddress::from(packet.dst_addr()));
-    assert!(udp.verify_checksum(&source, &target));
+    assert!(udp.verify_checksum(&source, &target) && udp.payload().len() >= 300);
     let answer = DhcpPacket::new_checked(udp.payload()).unwrap();
-    let mtu = answer.options().find(|option| option.kind == OPTION_MTU).map(|option| option.data.to_vec());
-    let answer = DhcpRepr::parse(&answer).unwrap();
-    assert_eq!(answer.transaction_id, 0x1234_5678);
-    assert_eq!(answer.server_identifier, Some(Ipv4Addr::new(10, 0, 0, 1)));
-    let granted = answer.message_type != DhcpMessageType::Nak;
-    assert_eq!(answer.router.is_some(), granted);
-    assert_eq!(answer.subnet_mask, granted.then_some(Ipv4Addr::new(255, 255, 255, 0)));
-    assert_eq!(mtu, granted.then(|| 1_400u16.to_be_bytes().to_vec()));
-    Some((packet.dst_addr(), answer.message_type, answer.your_ip))
+    let option = |packet: &DhcpPacket<&[u8]>, kind: u8| {
+        packet.options().find(|option| option.kind == kind).map(|option| option.data.to_vec())
+    };
+    let asked = DhcpPacket::new_checked(message).unwrap();
+    assert_eq!(option(&answer, OPTION_CLIENT), option(&asked, OPTION_CLIENT), "it is called what it calls itself");
+    assert_eq!(answer.transaction_id(), 0x1234_5678);
+    assert_eq!(option(&answer, OPTION_SERVER), Some(vec![10, 0, 0, 1]));
+    let kind = DhcpMessageType::from(option(&answer, OPTION_TYPE).unwrap()[0]);
+    let granted = |value: &[u8]| (kind != DhcpMessageType::Nak).then(|| value.to_vec());
+    assert_eq!(option(&answer, 3), granted(&[10, 0, 0, 1]), "the router");
+    assert_eq!(option(&answer, 1), granted(&[255, 255, 255, 0]), "the mask");
+    assert_eq!(option(&answer, OPTION_MTU), granted(&1_400u16.to_be_bytes()));
+    Some((packet.dst_addr(), kind, answer.your_ip()))
 }
 
 #[test]
 fn a_dhcp_client_gets_the_address_that_was_assigned_and_no_other() {
     use DhcpMessageType::*;
-    let own = Ipv4Addr::new(10, 0, 0, 11);
-    let nowhere = Ipv4Addr::UNSPECIFIED;
-    let all = Ipv4Addr::BROADCAST;
-    assert_eq!(told(&asks(Discover, |_| {})), Some((all, Offer, own)));
-    assert_eq!(told(&asks(Request, |asked| asked.requested_ip = Some(own))), Some((all, Ack, own)));
-    let other = Ipv4Addr::new(10, 0, 0, 12);
-    assert_eq!(told(&asks(Request, |asked| asked.requested_ip = Some(other))), Some((all, Nak, nowhere)));
-    assert_eq!(told(&asks(Request, |asked| asked.client_ip = own)), Some((own, Ack, own)), "a renewal");
-    assert_eq!(told(&asks(Inform, |asked| asked.client_ip = own)), Some((own, Ack, nowhere)));
+    let (own, other) = (Ipv4Addr::new(10, 0, 0, 11), Ipv4Addr::new(10, 0, 0, 12));
+    let (nowhere, all) = (Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST);
+    assert_eq!(told(&asks(Discover, None, None)), Some((all, Offer, own)));
+    assert_eq!(told(&asks(Request, Some(own), None)), Some((all, Ack, own)));
+    assert_eq!(told(&asks(Request, Some(other), None)), Some((all, Nak, nowhere)));
+    assert_eq!(told(&asks(Request, None, Some(own))), Some((own, Ack, own)), "a renewal");
+    assert_eq!(told(&asks(Request, None, Some(other))), Some((all, Nak, nowhere)), "one of an address that it lost");
+    assert_eq!(told(&asks(Inform, None, Some(own))), Some((own, Ack, nowhere)));
     for kind in [Release, Decline, Offer, Ack, Nak] {
-        assert_eq!(told(&asks(kind, |_| {})), None, "{kind:?}");
+        assert_eq!(told(&asks(kind, None, None)), None, "{kind:?}");
     }
-    assert_eq!(told(&asks(Request, |asked| asked.server_identifier = Some(other))), None, "another server's");
-    assert_eq!(told(&asks(Discover, |asked| asked.relay_agent_ip = other)), None);
-    assert_eq!(told(&asks(Discover, |asked| asked.client_hardware_address = EthernetAddress([6; 6]))), None);
     assert_eq!(told(b"not a message"), None);
+}
+
+#[test]
+fn a_dhcp_client_is_named_as_it_names_itself_and_others_are_not_answered() {
+    let with = |more: &[u8]| {
+        let mut message = asks(DhcpMessageType::Discover, None, None);
+        let end = message.iter().rposition(|byte| *byte == 255).unwrap();
+        message.truncate(end);
+        message.extend_from_slice(more);
+        message.push(255);
+        message
+    };
+    // Seven bytes that are no hardware address, and what systemd sends.
+    for name in [&[0, b'h', b'o', b's', b't', b'-', b'1'][..], &[255, 1, 2, 3, 4, 0, 2, 0, 0, 171, 17, 9, 9]] {
+        assert!(told(&with(&[&[OPTION_CLIENT, name.len() as u8], name].concat())).is_some());
+    }
+    let mut to_another = asks(DhcpMessageType::Request, Some(Ipv4Addr::new(10, 0, 0, 11)), None);
+    let end = to_another.iter().rposition(|byte| *byte == 255).unwrap();
+    to_another.truncate(end);
+    to_another.extend_from_slice(&[OPTION_SERVER, 4, 10, 0, 0, 9, 255]);
+    assert_eq!(told(&to_another), None, "another server's");
+    let mut relayed = asks(DhcpMessageType::Discover, None, None);
+    relayed[24..28].copy_from_slice(&[10, 0, 0, 9]);
+    assert_eq!(told(&relayed), None);
+    let mut foreign = asks(DhcpMessageType::Discover, None, None);
+    foreign[28] ^= 4;
+    assert_eq!(told(&foreign), None);
 }
 
 #[test]
@@ -140,14 +169,29 @@ fn heard_too_big(whole: &[u8]) -> (Ipv6Addr, Ipv6Addr, Vec<u8>) {
 }
 
 #[test]
-fn no_error_answers_what_nobody_or_everybody_is_told() {
-    let one = endpoint(1, 1, 1);
-    let to_all = udp((Mac::BROADCAST, ip("255.255.255.255")), (one.mac, one.addresses[0]), (1, 2), &[0; 1_400]);
+fn no_error_answers_what_nobody_or_everybody_is_told_nor_another_error() {
+    let (one, two) = (endpoint(1, 1, 1), endpoint(2, 2, 1));
+    let from = (one.mac, one.addresses[0]);
+    let to = |text: &str| udp((Mac::BROADCAST, ip(text)), from, (1, 2), &[0; 1_400]);
     let from_none = solicit((one.mac, Ipv6Addr::UNSPECIFIED), "fd00::9".parse().unwrap());
-    for frame in [to_all, from_none] {
+    let mut later = to("10.0.0.12");
+    later[HEADER_BYTES + 7] = 99; // the rest of a packet that was cut
+    let (own, other) = (cards(&one).0, cards(&two).0);
+    let icmp = |kind: u8| ipv4(other, own, IpProtocol::Icmp, 1_400, |bytes| bytes[0] = kind);
+    let (own6, other6) = (cards(&one).1, cards(&two).1);
+    let icmp6 = |kind: u8| icmpv6(other6, own6, 1_400, |bytes| bytes[0] = kind);
+    let silent =
+        [to("255.255.255.255"), to("10.0.0.255"), to("224.0.0.251"), from_none, later, icmp(3), icmp(11), icmp6(2)];
+    for frame in silent {
         assert_eq!(too_big(&network(), one.mac, &frame[HEADER_BYTES..], 1_300), None);
+    }
+    for frame in [icmp(8), icmp6(128)] {
+        assert!(too_big(&network(), one.mac, &frame[HEADER_BYTES..], 1_300).is_some(), "an echo is no error");
     }
     for garbage in [&b""[..], b"\x45", b"\x60\x00", b"\x12\x34\x56"] {
         assert_eq!(too_big(&network(), one.mac, garbage, 1_300), None);
     }
+    // Less than what every link carries is not heeded (RFC 8201, 4).
+    let told = too_big(&network(), one.mac, &icmp6(128)[HEADER_BYTES..], 1_100).unwrap();
+    assert_eq!(&heard_too_big(&told).2[4..8], &1_280u32.to_be_bytes());
 }

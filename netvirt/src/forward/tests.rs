@@ -23,7 +23,7 @@ fn dropped(bytes: &[u8]) -> Reason {
 
 /// Where a frame of node 2 goes here.
 fn comes(bytes: &[u8]) -> Egress {
-    egress(&populated(), node(ME), from(2), bytes)
+    egress(&populated(), node(ME), from(2), bytes, bytes.len())
 }
 
 fn from(n: u8) -> Sent {
@@ -46,9 +46,7 @@ fn a_frame_to_all_goes_to_the_nodes_that_have_machines_there() {
     let one = endpoint(1, 1, 1);
     let mdns = udp((Mac([1, 0, 0x5e, 0, 0, 0xfb]), ip("224.0.0.251")), (one.mac, one.addresses[0]), (5353, 5353), b"?");
     assert_eq!(goes(&mdns), Ingress::All(vec![node(2)]));
-    let mut alone = network();
-    alone.put(one).unwrap();
-    assert_eq!(ingress(&alone, node(ME), &mdns), Ingress::Here);
+    assert_eq!(ingress(&with([one]), node(ME), &mdns), Ingress::Here);
 }
 
 #[test]
@@ -60,7 +58,7 @@ fn who_has_an_address_is_answered_here() {
     let Ingress::Answer(answer) = goes(&arp(true, v4, two_v4)) else { panic!("no answer") };
     assert_eq!(answer, answers::arp(v4, two_v4, two.mac));
     let Ingress::Answer(answer) = goes(&solicit(v6, two_v6)) else { panic!("no answer") };
-    assert_eq!(answer, answers::neighbor(v6, two_v6, two.mac, false));
+    assert_eq!(answer, answers::neighbor(v6, two_v6, two.mac));
     // What is on this node answers itself.
     let (three_v4, three_v6) = of(&three);
     for frame in [arp(true, v4, three_v4), arp(true, v4, Ipv4Addr::new(10, 0, 0, 1)), solicit(v6, three_v6)] {
@@ -74,6 +72,12 @@ fn who_has_an_address_is_answered_here() {
     for frame in [arp(true, v4, v4.1), arp(false, v4, two_v4), solicit(v6, v6.1)] {
         assert_eq!(dropped(&frame), Reason::Answered);
     }
+    // An answer to somebody here is heard.
+    for target in [three.mac, populated().gateway()] {
+        let mut answer = arp(false, v4, three_v4);
+        answer[..6].copy_from_slice(&target.0);
+        assert_eq!(goes(&answer), Ingress::Here);
+    }
 }
 
 #[test]
@@ -82,7 +86,7 @@ fn whoever_tries_an_address_before_taking_it_is_told_that_it_is_taken() {
     let two_v6 = cards(&two).1.1;
     let probe = solicit((one.mac, Ipv6Addr::UNSPECIFIED), two_v6);
     let Ingress::Answer(answer) = goes(&probe) else { panic!("no answer") };
-    assert_eq!(answer, answers::neighbor((one.mac, Ipv6Addr::UNSPECIFIED), two_v6, two.mac, false));
+    assert_eq!(answer, answers::neighbor((one.mac, Ipv6Addr::UNSPECIFIED), two_v6, two.mac));
     let probe = arp(true, (one.mac, Ipv4Addr::UNSPECIFIED), cards(&two).0.1);
     assert!(matches!(goes(&probe), Ingress::Answer(_)));
 }
@@ -94,6 +98,75 @@ fn addresses_and_routers_are_told_by_the_network() {
     assert_eq!(dropped(&dhcp(&one, DhcpMessageType::Release, None)), Reason::Answered);
     assert!(matches!(goes(&router_solicit(cards(&one).1)), Ingress::Answer(_)));
     assert!(matches!(goes(&router_solicit((one.mac, Ipv6Addr::UNSPECIFIED))), Ingress::Answer(_)));
+    let own = cards(&one).1;
+    for kind in [130, 131, 132, 143] {
+        for source in [own.1, Ipv6Addr::UNSPECIFIED, one.mac.link_local()] {
+            assert_eq!(dropped(&groups((one.mac, source), kind)), Reason::Answered);
+        }
+    }
+    let mut igmp = data(&one, &endpoint(2, 2, 1));
+    igmp[23] = IpProtocol::Igmp.into();
+    assert_eq!(dropped(&igmp), Reason::Answered);
+}
+
+#[test]
+fn a_link_local_address_of_ones_own_making_may_ask_and_no_more() {
+    let (one, two) = (endpoint(1, 1, 1), endpoint(2, 2, 1));
+    let made: Ipv6Addr = "fe80::1234:5678:9abc:def0".parse().unwrap();
+    assert!(matches!(goes(&router_solicit((one.mac, made))), Ingress::Answer(_)));
+    assert!(matches!(goes(&solicit((one.mac, made), cards(&two).1.1)), Ingress::Answer(_)));
+    let gateway = populated().gateway().link_local();
+    for taken in [two.mac.link_local(), gateway] {
+        assert_eq!(dropped(&router_solicit((one.mac, taken))), Reason::SpoofedAddress);
+    }
+    let sent = udp((two.mac, two.addresses[1]), (one.mac, made.into()), (1, 2), b"");
+    assert_eq!(dropped(&sent), Reason::SpoofedAddress);
+}
+
+#[test]
+fn packets_that_were_cut_go_where_whole_ones_go() {
+    let (one, two) = (endpoint(1, 1, 1), endpoint(2, 2, 1));
+    let cut = |flags: u16, ports: (u16, u16), bytes: usize| {
+        let mut frame = udp((two.mac, two.addresses[0]), (one.mac, one.addresses[0]), ports, &vec![7; bytes]);
+        frame[20..22].copy_from_slice(&flags.to_be_bytes());
+        goes(&frame)
+    };
+    const MORE: u16 = 0x2000;
+    assert_eq!(cut(MORE, (1, 2), 64), Ingress::To(node(2)));
+    assert_eq!(cut(185, (1, 68), 64), Ingress::To(node(2)), "no ports are there, whatever the bytes say");
+    assert_eq!(cut(MORE, (1, 68), 64), Ingress::Drop(Reason::RogueService));
+    assert_eq!(cut(MORE, (68, 67), 64), Ingress::Drop(Reason::Malformed));
+    // IPv6: behind a header of fragments, and one of authentication.
+    let mut frame = udp((two.mac, two.addresses[1]), (one.mac, one.addresses[1]), (1, 2), &[7; 64]);
+    let udp_bytes = frame.split_off(54);
+    let behind = |next: u8, header: &[u8]| {
+        let mut frame = frame.clone();
+        frame[20] = next;
+        frame[19] += header.len() as u8;
+        frame.extend_from_slice(header);
+        frame.extend_from_slice(&udp_bytes);
+        goes(&frame)
+    };
+    let udp = IpProtocol::Udp.into();
+    assert_eq!(behind(44, &[udp, 0, 0, 1, 0, 0, 0, 9]), Ingress::To(node(2)));
+    assert_eq!(behind(44, &[udp, 0, 1, 0, 0, 0, 0, 9]), Ingress::To(node(2)));
+    assert_eq!(behind(51, &[udp, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 2]), Ingress::To(node(2)));
+    let long: Vec<u8> = [[60u8, 0, 1, 4, 0, 0, 0, 0]; 9].concat();
+    assert_eq!(behind(60, &long), Ingress::Drop(Reason::Malformed), "a chain without an end");
+}
+
+#[test]
+fn a_frame_is_judged_by_its_first_piece() {
+    let (one, two) = (endpoint(1, 1, 1), endpoint(2, 2, 1));
+    let whole = train(false, &[7; 20_000], 1_300);
+    let inner = &whole[crate::vnet::VNET_BYTES..];
+    let judged = |head: &[u8]| {
+        egress(&populated(), node(2), Sent { by: node(1), epoch: 1, forwarded: false }, head, inner.len())
+    };
+    assert_eq!(judged(&inner[..1_300]), Egress::Deliver);
+    assert_eq!(judged(&inner[..33]), Egress::Drop(Reason::Malformed));
+    let short = egress(&populated(), node(ME), from(2), &data(&two, &one), 30);
+    assert_eq!(short, Egress::Drop(Reason::Malformed));
 }
 
 #[test]
@@ -187,7 +260,7 @@ fn a_frame_from_elsewhere_counts_by_its_senders_owner_and_epoch() {
     let (one, two) = (endpoint(1, 1, 1), endpoint(2, 2, 1));
     let frame = data(&two, &one);
     assert_eq!(comes(&frame), Egress::Deliver);
-    let judged = |sent| egress(&populated(), node(ME), sent, &frame);
+    let judged = |sent| egress(&populated(), node(ME), sent, &frame, frame.len());
     assert_eq!(judged(from(3)), Egress::Drop(Reason::NotOwner));
     assert_eq!(judged(Sent { epoch: 0, ..from(2) }), Egress::Drop(Reason::StaleEpoch));
     assert_eq!(judged(Sent { epoch: 2, ..from(2) }), Egress::Drop(Reason::NewerEpoch));
@@ -220,16 +293,19 @@ fn what_the_senders_own_node_answers_comes_from_nowhere_else() {
 fn a_frame_follows_a_machine_that_has_moved_once() {
     let (one, two) = (endpoint(1, 1, 1), endpoint(2, 2, 1));
     let frame = data(&two, &one);
-    // Machine 1 has gone from here to node 3.
-    let mut here = populated();
-    here.put(Endpoint { node: node(3), epoch: 2, previous: Some(node(1)), ..one.clone() }).unwrap();
-    assert_eq!(egress(&here, node(1), from(2), &frame), Egress::Forward(node(3)));
+    let gone_to = |at: u8| {
+        let moved = Endpoint { node: node(at), epoch: 2, previous: Some(node(1)), ..one.clone() };
+        with([moved, two.clone()])
+    };
+    let judged = |network: &Network, me: u8, sent: Sent| egress(network, node(me), sent, &frame, frame.len());
+    // Machine 1 has gone from node 1 to node 3.
+    let here = gone_to(3);
+    assert_eq!(judged(&here, 1, from(2)), Egress::Forward(node(3)));
     let after = Sent { by: node(1), epoch: 1, forwarded: true };
-    assert_eq!(egress(&here, node(3), after, &frame), Egress::Deliver);
-    // By anybody else, or in a circle, it does not.
-    assert_eq!(egress(&here, node(3), Sent { by: node(4), ..after }, &frame), Egress::Drop(Reason::NotOwner));
-    assert_eq!(egress(&here, node(1), Sent { forwarded: true, ..from(2) }, &frame), Egress::Drop(Reason::NotOwner));
-    let mut back = populated();
-    back.put(Endpoint { node: node(2), epoch: 2, previous: Some(node(1)), ..one }).unwrap();
-    assert_eq!(egress(&back, node(1), from(2), &frame), Egress::Drop(Reason::NotHere));
+    assert_eq!(judged(&here, 3, after), Egress::Deliver);
+    // By anybody else, from where it never was, or in a circle, it does not go on.
+    assert_eq!(judged(&here, 3, Sent { by: node(4), ..after }), Egress::Drop(Reason::NotOwner));
+    assert_eq!(judged(&here, 4, from(2)), Egress::Drop(Reason::NotHere));
+    assert_eq!(judged(&here, 1, Sent { forwarded: true, ..from(2) }), Egress::Drop(Reason::NotOwner));
+    assert_eq!(judged(&gone_to(2), 1, from(2)), Egress::Drop(Reason::NotHere));
 }

@@ -72,7 +72,7 @@ fn headers_are_read_as_they_were_written() {
 #[test]
 fn a_frame_that_fits_is_one_piece() {
     let frame = plain(ROOM);
-    assert_eq!(cut(&frame, ROOM, true), Ok(vec![0..ROOM]));
+    assert_eq!(cut(&frame, ROOM, true).unwrap().len(), 1);
     assert_eq!(whole(&put(&mut Assembler::default(), 0, pieces(&frame, 1))), frame);
 }
 
@@ -125,7 +125,7 @@ fn the_segments_around_a_lost_piece_are_delivered() {
         assert_eq!(carry, [&carried[..3_000], &carried[4_000..8_000], &carried[9_000..]]);
         for part in parts {
             let (vnet, inner) = Vnet::parse(part).unwrap();
-            assert!(vnet.is_sound(inner));
+            assert!(vnet.is_sound(inner, inner.len()));
         }
         assert_eq!(assembler.deadline(), None);
     }
@@ -178,9 +178,50 @@ fn each_segment_can_travel_by_itself() {
     assert_eq!(alone.iter().flat_map(|frame| frame[head..].to_vec()).collect::<Vec<_>>(), carried);
     for frame in &alone {
         let (vnet, inner) = Vnet::parse(frame).unwrap();
-        assert!(!vnet.is_train() && vnet.is_sound(inner));
+        assert!(!vnet.is_train() && vnet.is_sound(inner, inner.len()));
     }
     assert_eq!(segments(&plain(500)), None);
+}
+
+/// The first piece of a train, with the piece count and lengths that a hostile peer likes.
+fn forged(carried: usize, pieces: usize, longer: usize) -> Vec<(PieceHeader, Bytes)> {
+    let frame = train(false, &vec![5; carried], 1_310);
+    let head = frame.len() - carried;
+    let first = Bytes::copy_from_slice(&frame[..head + 1_310]);
+    let other = Bytes::from(vec![6; 1_310 + longer]);
+    let rest = (1..50).map(|at| (header(1, at, pieces), other.clone()));
+    std::iter::once((header(1, 0, pieces), first)).chain(rest).collect()
+}
+
+#[test]
+fn pieces_that_say_more_than_their_train_are_lost() {
+    for (carried, pieces, longer) in [(1_400, 60, 0), (65_000, 60, 0), (65_000, 50, 1), (60_000, 50, 0)] {
+        let mut assembler = Assembler::default();
+        let mut out = put(&mut assembler, 0, forged(carried, pieces, longer));
+        assembler.expire(ASSEMBLY_TIMEOUT, &mut out);
+        assert!(matches!(out[..], [Arrived::Lost(_)]), "{carried} {pieces} {longer}: {out:?}");
+    }
+}
+
+#[test]
+fn a_frame_that_no_kernel_should_see_is_lost() {
+    let mut unsound = plain(200);
+    unsound[1] = 3;
+    let out = put(&mut Assembler::default(), 0, [(header(1, 0, 1), unsound.into())]);
+    assert!(matches!(out[..], [Arrived::Lost(_)]));
+    for short in [&b""[..], b"\0\0\0"] {
+        let out = put(&mut Assembler::default(), 0, [(header(1, 0, 1), Bytes::from_static(short))]);
+        assert!(matches!(out[..], [Arrived::Lost(_)]), "{short:?}");
+    }
+}
+
+#[test]
+fn a_late_piece_begins_another_frame() {
+    let cut = pieces(&train(false, &[5; 3_000], 1_000), 1);
+    let mut assembler = Assembler::default();
+    assert_eq!(put(&mut assembler, 0, cut[..2].to_vec()), []);
+    let out = put(&mut assembler, 20, cut[2..].to_vec());
+    assert!(matches!(&out[..], [Arrived::Parts(_, parts)] if parts.len() == 1), "{out:?}");
 }
 
 proptest! {
@@ -207,7 +248,8 @@ proptest! {
     #[test]
     fn damaged_trains_give_sound_frames_or_none(
         length in 1usize..9_000, segment in 1u16..1_200, v6: bool, missing in 0usize..9,
-        damage in prop::collection::vec((0usize..100, any::<u8>()), 0..6)
+        damage in prop::collection::vec((0usize..100, any::<u8>()), 0..6),
+        hostile in prop::collection::vec((0usize..90, any::<u8>()), 0..3)
     ) {
         let mut frame = train(v6, &vec![3; length], segment);
         for (at, value) in damage {
@@ -219,17 +261,20 @@ proptest! {
         let mut assembler = Assembler::default();
         let mut out = Vec::new();
         for (at, range) in ranges.into_iter().enumerate().filter(|(at, _)| *at != missing) {
-            let piece = Bytes::copy_from_slice(&frame[range]);
-            assembler.push(Duration::ZERO, header(1, at, count), piece, &mut out);
+            let mut piece = frame[range].to_vec();
+            // A peer need not have cut what it sends.
+            hostile.iter().for_each(|(at, value)| piece.get_mut(*at).into_iter().for_each(|byte| *byte = *value));
+            assembler.push(Duration::ZERO, header(1, at, count), piece.into(), &mut out);
+            prop_assert!(assembler.open.len() <= ASSEMBLIES_MAX);
         }
         assembler.expire(ASSEMBLY_TIMEOUT, &mut out);
         for arrived in out {
             match arrived {
-                Arrived::Whole(_, pieces) => prop_assert_eq!(pieces.concat(), frame.clone()),
+                Arrived::Whole(_, pieces) => prop_assert!(!hostile.is_empty() || pieces.concat() == frame),
                 Arrived::Parts(_, parts) => {
                     for part in parts {
                         let (vnet, inner) = Vnet::parse(&part).unwrap();
-                        prop_assert!(vnet.is_sound(inner));
+                        prop_assert!(vnet.is_sound(inner, inner.len()));
                     }
                 }
                 Arrived::Lost(_) => {}
