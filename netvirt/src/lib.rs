@@ -1,10 +1,20 @@
 //! How traffic of this host reaches machines.
 //!
-//! What it holds today: [`proxy`], which forwards TCP connections of a host port into a machine. What is absent: frames,
-//! tunnels, overlay networks, firewalls and name service (a later part); and always: this package never reads Raft. It is
-//! told which port leads where, and how to connect: entering a machine's network namespace is the runtime's work.
+//! [`proxy`] forwards TCP connections of a host port into a machine. Overlay networks are begun: what decides about a frame
+//! is here and pure ([`frame`], [`directory`], [`forward`], [`answers`], [`superframe`]); what carries frames is not. Absent,
+//! too: firewalls and name service. And always: this package never reads Raft. It is told which port leads where, who is in
+//! which network, and how to connect: entering a machine's network namespace is the runtime's work.
 
+pub mod answers;
+pub mod directory;
+pub mod drops;
+#[cfg(test)]
+mod fixtures;
+pub mod forward;
+pub mod frame;
 pub mod limits;
 pub mod proxy;
+pub mod superframe;
+pub mod vnet;
 
 pub use proxy::{Proxy, ProxyConfig, ProxyError};

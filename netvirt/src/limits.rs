@@ -19,3 +19,19 @@ pub const STALLED_MAX: Duration = Duration::from_secs(3600);
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A dropped proxy's connections may go on this long.
 pub const DRAIN: Duration = Duration::from_secs(2);
+/// How long a machine may keep an address that DHCP told it. It is told the same one as long as it is assigned.
+pub const DHCP_LEASE: Duration = Duration::from_secs(3600);
+/// How long a gateway's word for itself holds: the longest there is (RFC 4861, 6.2.1).
+pub const ROUTER_LIFETIME: Duration = Duration::from_secs(9000);
+/// Bytes of a frame with the header that a TAP device puts before it.
+pub const FRAME_BYTES_MAX: usize = 64 * 1024 + 64;
+/// Frames of one connection that wait for their missing pieces; the oldest gives way.
+pub const ASSEMBLIES_MAX: usize = 16;
+/// A piece that comes later than this after the first of its frame has got lost.
+pub const ASSEMBLY_TIMEOUT: Duration = Duration::from_millis(20);
+/// Extension headers of a packet that are looked behind; IPv6 stacks send two at most.
+pub const EXTENSIONS_MAX: usize = 8;
+/// Segments of one frame.
+pub const SEGMENTS_MAX: usize = 2_048;
+/// Smaller pieces are copied, so that they keep no large buffer that they came in.
+pub const PIECE_COPIED_BYTES: usize = 512;

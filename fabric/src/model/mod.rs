@@ -6,8 +6,10 @@
 pub mod check;
 mod machine;
 mod names;
+mod network;
 mod node;
 
 pub use machine::*;
 pub use names::{Name, NameError};
+pub use network::*;
 pub use node::*;
