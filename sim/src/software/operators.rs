@@ -46,6 +46,8 @@ const MOVES: f64 = 0.3;
 /// How often whoever moves a machine has its source cut off in SWITCH, which is looked for so often.
 const BLOWS: f64 = 0.1;
 const LOOK: Duration = Duration::from_millis(2);
+/// How long after SWITCH has begun, so that it gets to the leader or not, and its answer back or not.
+const BLOW_AFTER_MS: std::ops::Range<u64> = 0..16;
 /// For how long: a write gives up after ten seconds.
 const BLOW_US: std::ops::Range<u64> = 1_000_000..25_000_000;
 /// The kind of operation that a move is.
@@ -166,7 +168,8 @@ impl Operators {
             let ended = moving.try_join_next().is_some();
             if (moving.is_empty() || ended) && rng.random_bool(MOVES) {
                 if let Some((record, to)) = next_move(ledger, &mut rng).filter(|_| self.budget.take()) {
-                    let blow = rng.random_bool(BLOWS).then(|| rng.random_range(BLOW_US));
+                    let strikes = rng.random_bool(BLOWS);
+                    let blow = strikes.then(|| (rng.random_range(BLOW_AFTER_MS), rng.random_range(BLOW_US)));
                     moving.spawn(self.clone().bring(boot.recorder.clone(), context.clone(), (record, to), blow));
                 }
                 continue;
@@ -192,15 +195,15 @@ impl Operators {
         recorder: Recorder,
         context: Arc<Context>,
         (record, to): (MachineRecord, NodeId),
-        blow: Option<u64>,
+        blow: Option<(u64, u64)>,
     ) {
         let begun = context.operations.begin(MOVE, Some(record.tenant.clone()), record.name.as_str());
         let Ok(progress) = begun else { return };
         recorder.event(format_args!("operator moves {} to {}", record.id, to.short()));
         let moved = moving::driver::from_anywhere(&context, &record, to, None, &progress);
         let struck = async {
-            if let Some(length_us) = blow {
-                self.strike(&record, &progress, length_us).await;
+            if let Some(blow) = blow {
+                self.strike(&record, &progress, blow).await;
             }
             std::future::pending::<()>().await;
         };
@@ -219,10 +222,11 @@ impl Operators {
     }
 
     /// Has the source of a move cut off while SWITCH is proposed.
-    async fn strike(&self, record: &MachineRecord, progress: &Progress, length_us: u64) {
+    async fn strike(&self, record: &MachineRecord, progress: &Progress, (after_ms, length_us): (u64, u64)) {
         while progress.view().phase != "switch" {
             sleep(LOOK).await;
         }
+        sleep(Duration::from_millis(after_ms)).await;
         let known = self.known();
         let source = record.placement.and_then(|placement| known.nodes.get(&placement.node));
         source.and_then(|host| known.blows.get(host)).into_iter().for_each(|blow| blow.cut_off(length_us));
