@@ -102,8 +102,8 @@ impl Rpc for Link {
     async fn call(&self, to: NodeId, kind: Kind, body: Vec<u8>, timeout: Duration) -> Result<Vec<u8>, CallError> {
         let lost = || CallError::Timeout { node: to, after: timeout };
         let serve = async {
-            let muted = self.net.muted.lock().unwrap().contains(&(self.me, kind));
-            let Some(router) = self.net.route(self.me, to).filter(|_| !muted) else {
+            let muted = || self.net.muted.lock().unwrap().contains(&(self.me, kind));
+            let Some(router) = self.net.route(self.me, to).filter(|_| !muted()) else {
                 return std::future::pending().await;
             };
             self.net.called.lock().unwrap().insert((to, kind));
@@ -118,7 +118,7 @@ impl Rpc for Link {
             let peer = Peer { id: self.me, role };
             let answer = tokio::spawn(async move { router.serve(peer, kind, body).await }).await;
             // The answer travels, too.
-            if self.net.route(to, self.me).is_none() {
+            if muted() || self.net.route(to, self.me).is_none() {
                 return std::future::pending().await;
             }
             answer.map_err(|_| lost())?.map_err(CallError::Refused)
