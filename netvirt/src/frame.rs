@@ -245,10 +245,24 @@ fn carried_v6(packet: &[u8], length: usize) -> Result<Option<Carried<'_>>, Malfo
         }
     }
     match protocol {
-        IpProtocol::HopByHop | IpProtocol::Ipv6Route | IpProtocol::Ipv6Opts => Err(Malformed),
-        IpProtocol::IpSecAh | IpProtocol::Ipv6Frag => Err(Malformed),
+        IpProtocol::HopByHop
+        | IpProtocol::Ipv6Route
+        | IpProtocol::Ipv6Opts
+        | IpProtocol::IpSecAh
+        | IpProtocol::Ipv6Frag => Err(Malformed),
         _ => Ok(Some(Carried { protocol, at, bytes: &at_hand[at..], all: end <= packet.len(), fragment })),
     }
+}
+
+/// How long the frame is that begins with `head`, by the word of the IP packet in it; none when it is none.
+pub fn length(head: &[u8]) -> Option<usize> {
+    let packet = head.get(HEADER_BYTES..)?;
+    let bytes = match packet.first()? >> 4 {
+        4 if packet.len() >= IPV4_BYTES => usize::from(Ipv4Packet::new_unchecked(packet).total_len()),
+        6 if packet.len() >= IPV6_BYTES => Ipv6Packet::new_unchecked(packet).total_len(),
+        _ => return None,
+    };
+    Some(HEADER_BYTES + bytes)
 }
 
 /// Where the header of TCP or UDP begins in the frame that begins with `head`, and which of the two it is; none for others,

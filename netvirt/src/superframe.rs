@@ -14,10 +14,9 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes};
 use fabric::model::Vni;
-use smoltcp::wire::{Ipv4Packet, Ipv6Packet};
 use thiserror::Error;
 
-use crate::frame::{HEADER_BYTES, IPV6_BYTES};
+use crate::frame;
 use crate::limits::{ASSEMBLIES_MAX, ASSEMBLY_TIMEOUT, FRAME_BYTES_MAX, PIECE_COPIED_BYTES};
 use crate::vnet::{VNET_BYTES, Vnet};
 
@@ -219,7 +218,7 @@ impl Assembly {
     fn parts(&self) -> Option<Vec<Vec<u8>>> {
         let first = self.pieces.first()?.as_ref()?;
         let (vnet, inner) = Vnet::parse(first)?;
-        let length = train_length(inner)?;
+        let length = frame::length(inner)?;
         let train = vnet.train(inner, length).filter(|_| vnet.is_sound(inner, length))?;
         let (head, carried) = inner.split_at(train.head);
         // Every piece carries as much as the first; the last one carries the rest.
@@ -244,19 +243,6 @@ impl Assembly {
         };
         Some(runs.filter_map(part).collect())
     }
-}
-
-/// How long the frame is that begins so, by its own word.
-fn train_length(head: &[u8]) -> Option<usize> {
-    let packet = head.get(HEADER_BYTES..).filter(|packet| packet.len() >= IPV6_BYTES)?;
-    Some(
-        HEADER_BYTES
-            + match packet[0] >> 4 {
-                4 => usize::from(Ipv4Packet::new_unchecked(packet).total_len()),
-                6 => Ipv6Packet::new_unchecked(packet).total_len(),
-                _ => return None,
-            },
-    )
 }
 
 /// A frame that has come whole, if a kernel may see it.

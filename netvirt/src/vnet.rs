@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use smoltcp::wire::{IpProtocol, Ipv4Packet, Ipv6Packet, checksum};
 
-use crate::frame::{HEADER_BYTES, IPV6_BYTES, transport};
+use crate::frame::{self, HEADER_BYTES, IPV6_BYTES, transport};
 use crate::limits::SEGMENTS_MAX;
 
 /// Bytes of the header.
@@ -85,18 +85,15 @@ impl Vnet {
         let (tcp_at, protocol) = transport(head, length)?;
         let tcp = head.get(tcp_at..).filter(|tcp| protocol == IpProtocol::Tcp && tcp.len() >= TCP_BYTES)?;
         let packet = &head[HEADER_BYTES..];
-        let (ip_bytes, packet_bytes) = match packet[0] >> 4 {
-            4 => (tcp_at, Ipv4Packet::new_unchecked(packet).total_len().into()),
-            // Behind other headers than IP's own a card cuts nothing.
-            _ => (HEADER_BYTES + IPV6_BYTES, Ipv6Packet::new_unchecked(packet).total_len()),
-        };
+        // Behind other headers than IP's own a card cuts nothing.
+        let plain = version == 4 || tcp_at == HEADER_BYTES + IPV6_BYTES;
         let tcp_bytes = usize::from(tcp[12] >> 4) * 4;
         let (bytes, segment) = (tcp_at + tcp_bytes, usize::from(self.gso_bytes));
         let right = packet[0] >> 4 == version
-            && ip_bytes == tcp_at
+            && plain
             && self.flags & NEEDS_CSUM != 0
             && (self.csum_start.into(), self.csum_offset.into()) == (tcp_at, TCP_CSUM_AT)
-            && HEADER_BYTES + packet_bytes == length
+            && frame::length(head) == Some(length)
             && tcp_bytes >= TCP_BYTES
             && bytes <= head.len()
             && (1..length).contains(&bytes)

@@ -60,7 +60,7 @@ fn the_router_tells_prefix_and_mtu_and_lets_nobody_make_an_address_that_is_not_i
     assert_eq!(router(&Network::new(vni, subnets, 1_400), &assigned, Ipv6Addr::UNSPECIFIED), None);
 }
 
-/// What a client says, as it stands in a datagram: type, address that it wants, address that it has, and changed bytes.
+/// What a client says, as it stands in a datagram: type, address that it wants, address that it has.
 fn asks(kind: DhcpMessageType, wanted: Option<Ipv4Addr>, has: Option<Ipv4Addr>) -> Vec<u8> {
     let whole = crate::fixtures::dhcp(&endpoint(1, 1, 1), kind, wanted);
     let mut message = whole[HEADER_BYTES + IPV4_BYTES + UDP_BYTES..].to_vec();
