@@ -121,16 +121,25 @@ impl Exit {
 /// A blow that the software asks for, at a moment that luck alone would seldom meet: its host is cut off from the network.
 /// Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct Blow(Arc<Mutex<Option<u64>>>);
+pub struct Blow(Arc<Mutex<Option<CutOff>>>);
+
+/// A host is to be cut off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CutOff {
+    /// The situation that it is counted as.
+    pub situation: &'static str,
+    /// For how long, in microseconds.
+    pub length_us: u64,
+}
 
 impl Blow {
-    /// Asks for it, for so many microseconds. It falls where faults of that kind are enabled, and before the calm.
-    pub fn cut_off(&self, length_us: u64) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(length_us);
+    /// Asks for it. It falls where faults of that kind are enabled, and before the calm.
+    pub fn cut_off(&self, situation: &'static str, length_us: u64) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(CutOff { situation, length_us });
     }
 
     /// What was asked for, once.
-    pub fn take(&self) -> Option<u64> {
+    pub fn take(&self) -> Option<CutOff> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }

@@ -27,7 +27,7 @@ const LINES: [(&str, &str); 8] = [
 ];
 
 /// Situations that a long swarm of whole nodes under all faults must reach.
-pub const SITUATIONS: [&str; 43] = [
+pub const SITUATIONS: [&str; 44] = [
     "crashes",
     "cut-off-in-switch",
     "cuts",
@@ -44,6 +44,7 @@ pub const SITUATIONS: [&str; 43] = [
     "garbage",
     "hangs",
     "islands",
+    "lapses",
     "layer-lost",
     "layer-swept",
     "left",

@@ -39,6 +39,9 @@ pub enum Fault {
     Daemon,
     /// The daemon is stopped (SIGSTOP) for a while.
     Pause,
+    /// The daemon is stopped for about as long as a lease lasts, and meanwhile the disks of all others are slow: what is
+    /// decided about the lease takes long.
+    Lapse,
     /// A host stands still with its clock, as a paused virtual one does.
     StopClock,
     /// Monotonic clocks differ in rate.
@@ -69,7 +72,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them with their names.
-    pub const ALL: [(Fault, &'static str); 24] = [
+    pub const ALL: [(Fault, &'static str); 25] = [
         (Fault::Loss, "loss"),
         (Fault::Delay, "delay"),
         (Fault::Duplicate, "duplicate"),
@@ -94,6 +97,7 @@ impl Fault {
         (Fault::LoseDisk, "lose-disk"),
         (Fault::Leave, "leave"),
         (Fault::Island, "island"),
+        (Fault::Lapse, "lapse"),
     ];
 }
 
@@ -241,6 +245,9 @@ pub enum Action {
     EndDaemon(HostId, u64),
     /// Stops the daemon for so many microseconds; its clocks go on.
     Pause(HostId, u64),
+    /// Stops the daemon for so many microseconds, and lets each sync of all other disks take so many, until
+    /// [`Action::MendDisk`].
+    Lapse(HostId, u64, u64),
     /// Stops the host and its clocks for so many microseconds.
     StopClock(HostId, u64),
     /// Sets a wall clock, off by so many microseconds.
@@ -296,6 +303,13 @@ const GAP_US: std::ops::Range<u64> = 200_000..2_500_000;
 
 /// How long supervisors hang: longer than a lease lasts, now and then.
 const HANG_US: std::ops::Range<u64> = 500_000..16_000_000;
+
+/// How long the daemon of a lapse is stopped: its lease lasts 6 s from its last renewal, which is up to 2 s old.
+const LAPSE_US: std::ops::Range<u64> = 4_000_000..7_000_000;
+
+/// How long a sync of the others' disks takes in a lapse, and how long they stay so when it is over.
+const LAPSE_SYNC_US: std::ops::Range<u64> = 50_000..300_000;
+const LAPSE_ENDS_US: u64 = 1_000_000;
 
 /// How long a host that is back reaches nobody: a node that is alone with its copy waits 15 s before it goes by it.
 const ISLAND_US: std::ops::Range<u64> = 1_000_000..25_000_000;
@@ -405,6 +419,12 @@ impl Plan {
             Fault::Crash => Action::Crash(host, loss, rng.random_range(1_000..6_000_000)),
             Fault::Daemon => Action::EndDaemon(host, rng.random_range(1_000..3_000_000)),
             Fault::Pause => Action::Pause(host, rng.random_range(20_000..8_000_000)),
+            Fault::Lapse => {
+                let (length_us, sync_us) = (rng.random_range(LAPSE_US), rng.random_range(LAPSE_SYNC_US));
+                let others = self.hosts.iter().filter(|other| **other != host);
+                self.mend.extend(others.map(|other| (*other, now_us + length_us + LAPSE_ENDS_US)));
+                Action::Lapse(host, length_us, sync_us)
+            }
             Fault::StopClock => Action::StopClock(host, rng.random_range(20_000..8_000_000)),
             Fault::WallJump => Action::SetWall(host, rng.random_range(-7_200_000_000..7_200_000_000)),
             Fault::SlowDisk | Fault::FullDisk | Fault::FailSync => self.disk_trouble(kind, host, now_us),

@@ -13,7 +13,7 @@ use rand::RngExt;
 use tokio::runtime::{Builder, RngSeed, Runtime};
 use tokio::time::{Instant, advance, sleep_until};
 
-use crate::actor::{Blow, Boot, Ending, Exit, HostId, Recorder, Software};
+use crate::actor::{Blow, Boot, CutOff, Ending, Exit, HostId, Recorder, Software};
 use crate::ambient::{self, Ambient, within};
 use crate::clock::HostClock;
 use crate::disk::{HostDisk, Loss};
@@ -265,7 +265,7 @@ impl Host {
     }
 
     /// For how long its software asks to be cut off.
-    pub fn blow(&self) -> Option<u64> {
+    pub fn blow(&self) -> Option<CutOff> {
         self.life.as_ref()?.blow.take()
     }
 

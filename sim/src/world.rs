@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::actor::{Ending, HostId, Moment, Software};
+use crate::actor::{CutOff, Ending, HostId, Moment, Software};
 use crate::ambient::{self, Ambient, within};
 use crate::disk::Loss;
 use crate::faults::{Action, Faults, Plan, Skip};
@@ -188,8 +188,8 @@ impl World {
             }
             self.hosts[index].supervise(to_us);
             let blow = self.hosts[index].blow();
-            if let Some(length_us) = blow.filter(|_| to_us < self.around.calm_us) {
-                self.fall(index, to_us, length_us);
+            if let Some(blow) = blow.filter(|_| to_us < self.around.calm_us) {
+                self.fall(index, to_us, blow);
             }
         }
         self.now_us = to_us;
@@ -197,12 +197,12 @@ impl World {
     }
 
     /// Cuts a host off, as its software has asked.
-    fn fall(&mut self, index: usize, now_us: u64, length_us: u64) {
+    fn fall(&mut self, index: usize, now_us: u64, CutOff { situation, length_us }: CutOff) {
         let id = self.hosts[index].id();
         if self.plan.cuts_off(id, now_us + length_us) {
-            self.around.trace.event(now_us, HostId(0), &format_args!("{id} is cut off in SWITCH"));
+            self.around.trace.event(now_us, HostId(0), &format_args!("{id}: {situation}"));
             self.around.net.island(id);
-            self.count("cut-off-in-switch");
+            self.count(situation);
         }
     }
 
@@ -297,6 +297,12 @@ impl World {
             Action::Pause(id, length_us) => {
                 self.host(*id).hold(now_us, (now_us + length_us).min(calm_us), false);
                 self.count("pauses");
+            }
+            Action::Lapse(id, length_us, sync_us) => {
+                let others = self.hosts.iter_mut().filter(|host| host.id() != *id);
+                others.for_each(|host| host.set_sync(*sync_us));
+                self.host(*id).hold(now_us, (now_us + length_us).min(calm_us), false);
+                self.count("lapses");
             }
             Action::StopClock(id, length_us) => {
                 self.host(*id).hold(now_us, (now_us + length_us).min(calm_us), true);

@@ -45,6 +45,7 @@ const PAUSE_MS: std::ops::Range<u64> = 300..2_000;
 const MOVES: f64 = 0.3;
 /// How often whoever moves a machine has its source cut off in SWITCH, which is looked for so often.
 const BLOWS: f64 = 0.1;
+const STRUCK: &str = "cut-off-in-switch";
 const LOOK: Duration = Duration::from_millis(2);
 /// How long after SWITCH has begun, so that it gets to the leader or not, and its answer back or not.
 const BLOW_AFTER_MS: std::ops::Range<u64> = 0..16;
@@ -229,7 +230,7 @@ impl Operators {
         sleep(Duration::from_millis(after_ms)).await;
         let known = self.known();
         let source = record.placement.and_then(|placement| known.nodes.get(&placement.node));
-        source.and_then(|host| known.blows.get(host)).into_iter().for_each(|blow| blow.cut_off(length_us));
+        source.and_then(|host| known.blows.get(host)).into_iter().for_each(|blow| blow.cut_off(STRUCK, length_us));
     }
 
     /// What does not hold of what runs now.
