@@ -15,19 +15,21 @@ use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
 
 /// A line of the product's log, and the situation that it tells of.
-const LINES: [(&str, &str); 8] = [
+const LINES: [(&str, &str); 10] = [
     ("a layer did not arrive", "layer-lost"),
     ("a move of before the restart is decided", "move-resumed"),
     ("a reservation that no move holds is given back", "reservation-given-back"),
     ("asking for the verdict of a move", "verdict-asked"),
     ("cut off: it was removed from the cluster", "removed"),
+    ("made a snapshot of the ledger", "snapshot-made"),
+    ("took over a snapshot of the ledger", "snapshot-installed"),
     ("removed the layer of a move that did not come about", "layer-swept"),
     ("taken over from a dead node", "taken-over"),
     ("the ledger's members change", "members-change"),
 ];
 
 /// Situations that a long swarm of whole nodes under all faults must reach.
-pub const SITUATIONS: [&str; 44] = [
+pub const SITUATIONS: [&str; 46] = [
     "crashes",
     "cut-off-in-switch",
     "cuts",
@@ -60,6 +62,8 @@ pub const SITUATIONS: [&str; 44] = [
     "reservation-given-back",
     "rot-refused",
     "rotted",
+    "snapshot-installed",
+    "snapshot-made",
     "source-ends-in-final-delta",
     "source-ends-in-reserve",
     "source-ends-in-starting-there",

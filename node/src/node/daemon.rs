@@ -76,6 +76,7 @@ async fn run_node(options: NodeOptions, start: Start) -> Result<(), CliError> {
         data_dir: options.data_dir.clone(),
         zone: options.zone.clone(),
         labels: options.labels.clone(),
+        snapshot_every: None,
     };
     let node = Node::start(seams, parts, config).await;
     let node = node.map_err(|error| not_started(&error, &options.data_dir))?;

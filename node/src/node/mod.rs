@@ -84,6 +84,8 @@ pub struct NodeConfig {
     pub zone: Option<String>,
     /// Operator's labels; none means as recorded.
     pub labels: Option<Labels>,
+    /// Entries of the ledger between its snapshots; none means the usual number. The simulator takes few.
+    pub snapshot_every: Option<u64>,
 }
 
 /// Why a node does not start.
@@ -244,6 +246,7 @@ impl Node {
         let surroundings = Arc::new(wiring::Around::new(me, membership.clone(), gossip.clone()));
         let ledger_config =
             LedgerConfig { node: me, address: advertise.to_string(), role: file.role, begun: file.begun };
+        let registration = registration.snapshot_every(config.snapshot_every);
         let ledger = registration.start(ledger_config, &seams, Arc::new(transport.clone()), surroundings).await?;
         found(&seams, &ledger, &mut file).await?;
 

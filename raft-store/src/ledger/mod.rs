@@ -158,9 +158,9 @@ struct Heard {
 }
 
 impl Registration {
-    /// Makes a snapshot every so many entries and keeps half as many behind it; tests use few.
-    pub fn snapshot_every(mut self, entries: u64) -> Self {
-        self.snapshot_every = Some(entries);
+    /// Makes a snapshot every so many entries and keeps half as many behind it; none means the usual number.
+    pub fn snapshot_every(mut self, entries: impl Into<Option<u64>>) -> Self {
+        self.snapshot_every = entries.into();
         self
     }
 

@@ -263,6 +263,7 @@ impl RaftStateMachine<TC> for StateMachine {
         let installed = self.store.write_snapshot(meta, snapshot).await;
         self.checked(installed)?;
         self.shared.replace(machine);
+        tracing::info!(last = ?meta.last_log_id, "took over a snapshot of the ledger");
         Ok(())
     }
 
@@ -285,6 +286,7 @@ impl RaftSnapshotBuilder<TC> for StateMachine {
         drop(state);
         let written = self.store.write_snapshot(&meta, snapshot.clone()).await;
         self.checked(written)?;
+        tracing::info!(last = ?meta.last_log_id, bytes = snapshot.len(), "made a snapshot of the ledger");
         Ok(Snapshot { meta, snapshot })
     }
 }

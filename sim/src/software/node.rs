@@ -49,6 +49,8 @@ use crate::software::roster::Roster;
 const RETRY: Duration = Duration::from_millis(300);
 /// A node that has run for so long on what its disk holds has read what it needs of it.
 const PROVEN: Duration = Duration::from_secs(3);
+/// Entries between two snapshots of a ledger: so few that a run makes, sends and begins from several.
+const SNAPSHOT_EVERY: std::ops::Range<u64> = 100..400;
 /// The host that founds the cluster.
 const FOUNDER: HostId = HostId(1);
 
@@ -237,7 +239,8 @@ impl Nodes {
         };
         let listen = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), PORT);
         let data_dir = PathBuf::from("simulated");
-        let config = NodeConfig { listen, advertise: None, data_dir, zone: None, labels: None };
+        let snapshot_every = Some(SNAPSHOT_EVERY.start + boot.seed % (SNAPSHOT_EVERY.end - SNAPSHOT_EVERY.start));
+        let config = NodeConfig { listen, advertise: None, data_dir, zone: None, labels: None, snapshot_every };
         let node = Node::start(boot.seams.clone(), parts, config).await?;
         boot.recorder.event(format_args!("node {:?} runs", node.context().me));
         self.roster.is(boot.host, node.context().me);
