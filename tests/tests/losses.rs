@@ -102,6 +102,12 @@ fn what_makes_a_node_itself_is_mended_or_told() {
     let boot = format!("rm {}", data.join("boot").display());
     cluster.daemon_fails(victim, &["start"]).expect(1, &["boot", "damaged", "date", &boot, "smartnode start"]);
     fs::remove_file(data.join("boot")).unwrap();
+    for (file, whose) in [("moves-out", "moving from"), ("moves-in", "moving to")] {
+        fs::write(data.join(file), "garbage").unwrap();
+        let remove = format!("rm {}", data.join(file).display());
+        cluster.daemon_fails(victim, &["start"]).expect(1, &[file, "damaged", whose, &remove, "smartnode start"]);
+        fs::remove_file(data.join(file)).unwrap();
+    }
     back(&mut cluster, victim);
     cluster.stop(victim);
 

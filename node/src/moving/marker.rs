@@ -78,6 +78,11 @@ impl Note {
         Note { disk: disk.clone(), file, known: Mutex::default(), changing: Mutex::default() }
     }
 
+    /// Its name in the data directory.
+    pub fn file(&self) -> &'static str {
+        self.file
+    }
+
     fn known(&self) -> MutexGuard<'_, Option<Vec<MarkerV1>>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -436,11 +436,13 @@ fn not_started(error: &StartError, data_dir: &Path) -> CliError {
             "its stamps must grow, and follow the clock: if this host's clock is right (date), rm {} and: smartnode start",
             data_dir.join("boot").display()
         )),
-        // Without the notes a machine could be started here that another node has taken: it must be settled first.
-        StartError::Moves(_) => CliError::of(Exit::Failed, error).hint(format!(
-            "when no machine is moving from this node any more (on another one: smartnode machine list), \
+        // Without the notes a machine could be started here that another node has taken, or on an old copy of its disk: it
+        // must be settled first.
+        StartError::Moves { file, .. } => CliError::of(Exit::Failed, error).hint(format!(
+            "when no machine that was moving {} this node is its any more (on another one: smartnode machine list), \
              rm {} and: smartnode start",
-            data_dir.join(marker::OUT).display()
+            if *file == marker::OUT { "from" } else { "to" },
+            data_dir.join(file).display()
         )),
         StartError::Founding(_) => CliError::of(Exit::Unreachable, error).hint("run the same command again"),
         _ => CliError::of(Exit::Failed, error),

@@ -103,9 +103,14 @@ pub enum StartError {
     /// The stamp of the last start cannot be read.
     #[error("boot in the data directory is damaged")]
     Boot(#[source] std::io::Error),
-    /// The notes of moves that may have been decided cannot be read.
-    #[error(transparent)]
-    Moves(std::io::Error),
+    /// The notes of moves that may have been decided, or that may have brought a disk, cannot be read.
+    #[error("the notes of moves are damaged")]
+    Moves {
+        /// The file.
+        file: &'static str,
+        /// What is wrong with it.
+        source: std::io::Error,
+    },
     /// The directory cannot be used.
     #[error(transparent)]
     Dir(#[from] DirError),
@@ -207,12 +212,16 @@ fn known_peers(file: &ClusterFile) -> Vec<(NodeId, SocketAddr)> {
     file.peers.iter().filter_map(|(node, address)| Some((*node, address.parse().ok()?))).collect()
 }
 
-/// Goes on with the moves that a former daemon left.
+/// Goes on with the moves that a former daemon left. What it noted is read now: found out later, damage would keep the
+/// machines that it is about from starting, on a node that is well otherwise.
 fn resume_moves(context: &Arc<Context>) -> Result<(), StartError> {
-    moving::driver::resume(context).map_err(|error| match error.kind() {
-        std::io::ErrorKind::InvalidData => StartError::Moves(error),
-        _ => StartError::Disk(error),
-    })
+    for note in [&context.notes.out, &context.notes.coming] {
+        note.load().map_err(|source| match source.kind() {
+            std::io::ErrorKind::InvalidData => StartError::Moves { file: note.file(), source },
+            _ => StartError::Disk(source),
+        })?;
+    }
+    Ok(moving::driver::resume(context)?)
 }
 
 impl Node {
