@@ -9,6 +9,7 @@ use fabric::seams::Seams;
 
 use crate::clock::HostClock;
 use crate::disk::HostDisk;
+use crate::invariants::moved::Destroyed;
 use crate::invariants::takeovers::Takeover;
 use crate::kernel::{FakeRuntime, Running};
 use crate::layers::FakeLayers;
@@ -98,6 +99,8 @@ pub struct Boot {
 pub enum Ending {
     /// Whoever watches over it starts it again.
     Restart,
+    /// It was told to stop, and is started again after so many microseconds.
+    Stopped(u64),
     /// Its host is installed anew, with an empty disk.
     Reinstall,
 }
@@ -191,13 +194,16 @@ pub trait Software: fmt::Debug + Send + Sync {
     /// A host is to leave the others, in an orderly way.
     fn leaves(&self, _host: HostId) {}
 
+    /// A host's daemon is to stop in an orderly way, and is started again after so many microseconds.
+    fn stops(&self, _host: HostId, _down_us: u64) {}
+
     /// Takeovers that were applied since it was last asked.
     fn takeovers(&self) -> Vec<Takeover> {
         Vec::new()
     }
 
-    /// What does not hold of what runs now, after these takeovers.
-    fn judge(&self, _: &[(HostId, Running)], _: &[Takeover]) -> Option<String> {
+    /// What does not hold of what runs now, and of copies that were destroyed, after these takeovers.
+    fn judge(&self, _: &[(HostId, Running)], _: &[Destroyed], _: &[Takeover]) -> Option<String> {
         None
     }
 

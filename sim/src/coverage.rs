@@ -29,7 +29,7 @@ const LINES: [(&str, &str); 10] = [
 ];
 
 /// Situations that a long swarm of whole nodes under all faults must reach.
-pub const SITUATIONS: [&str; 46] = [
+pub const SITUATIONS: [&str; 53] = [
     "crashes",
     "cut-off-in-switch",
     "cuts",
@@ -39,7 +39,9 @@ pub const SITUATIONS: [&str; 46] = [
     "destination-ends-in-switch",
     "destination-ends-in-sync",
     "exits",
+    "failed-starts",
     "failed-syncs",
+    "failed-writes",
     "fenced",
     "frozen",
     "full-disks",
@@ -55,6 +57,7 @@ pub const SITUATIONS: [&str; 46] = [
     "members-change",
     "move-resumed",
     "moved",
+    "one-way",
     "partitions",
     "pauses",
     "quota-refused",
@@ -69,13 +72,17 @@ pub const SITUATIONS: [&str; 46] = [
     "source-ends-in-starting-there",
     "source-ends-in-switch",
     "source-ends-in-sync",
+    "repeated",
     "stale-view",
+    "stopped",
+    "stops",
     "taken-over",
     "takeovers",
     "thawed",
     "torn",
     "used-token-refused",
     "voter-replaced",
+    "worker",
 ];
 
 /// The situations that a swarm with this tally has not reached.

@@ -54,6 +54,8 @@ pub enum Fault {
     FullDisk,
     /// Syncs of a disk fail.
     FailSync,
+    /// Writes to a disk fail.
+    FailWrite,
     /// A machine loses its supervisor, and ends.
     MachineDies,
     /// Machines do not start on a host.
@@ -68,11 +70,13 @@ pub enum Fault {
     Island,
     /// A node leaves its cluster, and its host joins again.
     Leave,
+    /// A daemon is stopped in an orderly way, and started again.
+    Stop,
 }
 
 impl Fault {
     /// All of them with their names.
-    pub const ALL: [(Fault, &'static str); 25] = [
+    pub const ALL: [(Fault, &'static str); 27] = [
         (Fault::Loss, "loss"),
         (Fault::Delay, "delay"),
         (Fault::Duplicate, "duplicate"),
@@ -90,12 +94,14 @@ impl Fault {
         (Fault::SlowDisk, "slow-disk"),
         (Fault::FullDisk, "full-disk"),
         (Fault::FailSync, "fail-sync"),
+        (Fault::FailWrite, "fail-write"),
         (Fault::MachineDies, "machine-dies"),
         (Fault::StartFails, "start-fails"),
         (Fault::FreezeHangs, "freeze-hangs"),
         (Fault::Rot, "rot"),
         (Fault::LoseDisk, "lose-disk"),
         (Fault::Leave, "leave"),
+        (Fault::Stop, "stop"),
         (Fault::Island, "island"),
         (Fault::Lapse, "lapse"),
     ];
@@ -258,6 +264,8 @@ pub enum Action {
     FillDisk(HostId, u64),
     /// Lets so many further syncs of a host's disk fail.
     FailSyncs(HostId, u32),
+    /// Lets so many further writes to a host's disk fail.
+    FailWrites(HostId, u32),
     /// Gives a host's disk its room and its speed back.
     MendDisk(HostId),
     /// Ends a host's machine, the one of this number modulo how many are up, with its supervisor.
@@ -269,6 +277,8 @@ pub enum Action {
     Hang(HostId, u64, bool),
     /// Has a host leave the others.
     Leave(HostId),
+    /// Has a daemon stop, for so many microseconds.
+    Stop(HostId, u64),
     /// Cuts a host's power for so many microseconds, and its links until [`Action::Bridge`].
     Island(HostId, Loss, u64),
     /// Ends [`Action::Island`].
@@ -283,13 +293,14 @@ pub enum Action {
 #[derive(Debug)]
 pub struct Plan {
     faults: Faults,
+    /// How often each kind is drawn, in relation to the others.
+    rates: BTreeMap<Fault, u32>,
     hosts: Vec<HostId>,
     rng: StdRng,
     next_us: u64,
     heal_us: Option<u64>,
-    /// Cuts of a flapping partition that are still to come, with the pause before each.
-    flaps: Vec<(HostId, HostId)>,
-    flaps_left: u32,
+    /// A flapping partition, and how long it stays as it is each time that it changes, the last one first.
+    flaps: (Vec<(HostId, HostId)>, Vec<u64>),
     /// Disks that are to be mended, and when.
     mend: BTreeMap<HostId, u64>,
     /// Islands that are to be bridged, and when.
@@ -298,8 +309,15 @@ pub struct Plan {
     drawn: u64,
 }
 
+/// How often a kind of fault is drawn in a run, in relation to the others: some runs are full of one, and others know
+/// little of it, so that what shows only without it shows, too (swarm testing: Groce et al., ISSTA 2012).
+const RATES: [u32; 4] = [1, 3, 6, 12];
+
 /// Least and most time between two actions, in microseconds.
 const GAP_US: std::ops::Range<u64> = 200_000..2_500_000;
+
+/// How much faster or slower than it should a clock goes at most, in millionths: what leases are made for.
+const DRIFT_PPM: i64 = 10_000;
 
 /// How long supervisors hang: longer than a lease lasts, now and then.
 const HANG_US: std::ops::Range<u64> = 500_000..16_000_000;
@@ -314,20 +332,25 @@ const LAPSE_ENDS_US: u64 = 1_000_000;
 /// How long a host that is back reaches nobody: a node that is alone with its copy waits 15 s before it goes by it.
 const ISLAND_US: std::ops::Range<u64> = 1_000_000..25_000_000;
 
+/// How long a daemon that was told to stop is away at most: longer than a lease, shorter than its planned absence.
+const STOPPED_US_MAX: u64 = 15_000_000;
+
 /// How long a flapping partition is there, or not, at a time.
 const FLAP_US: std::ops::Range<u64> = 200_000..1_500_000;
 
 impl Plan {
     /// A plan for these hosts, whose first action is not before `from_us`.
-    pub fn new(faults: Faults, hosts: Vec<HostId>, from_us: u64, rng: StdRng) -> Self {
+    pub fn new(faults: Faults, hosts: Vec<HostId>, from_us: u64, mut rng: StdRng) -> Self {
+        let kinds = faults.0.iter().copied().filter(|fault| *fault != Fault::Drift);
+        let rates = kinds.map(|fault| (fault, *RATES.choose(&mut rng).unwrap_or(&1))).collect();
         Plan {
             faults,
+            rates,
             hosts,
             rng,
             next_us: from_us,
             heal_us: None,
-            flaps: Vec::new(),
-            flaps_left: 0,
+            flaps: (Vec::new(), Vec::new()),
             mend: BTreeMap::new(),
             bridge: BTreeMap::new(),
             skip: Skip::default(),
@@ -340,6 +363,11 @@ impl Plan {
         Plan { skip, ..self }
     }
 
+    /// How often each kind is drawn, in relation to the others.
+    pub fn rates(&self) -> &BTreeMap<Fault, u32> {
+        &self.rates
+    }
+
     /// Actions drawn so far.
     pub fn drawn(&self) -> u64 {
         self.drawn
@@ -347,7 +375,7 @@ impl Plan {
 
     /// The drift of a host's clock, in millionths.
     pub fn drift_ppm(&mut self) -> i64 {
-        if self.faults.has(Fault::Drift) { self.rng.random_range(-1_000..=1_000) } else { 0 }
+        if self.faults.has(Fault::Drift) { self.rng.random_range(-DRIFT_PPM..=DRIFT_PPM) } else { 0 }
     }
 
     /// When the power comes back to a host whose armed cut fell, after so many microseconds.
@@ -376,8 +404,13 @@ impl Plan {
         actions.extend(self.bridge.extract_if(.., |_, at| *at <= now_us).map(|(host, _)| Action::Bridge(host)));
         if self.next_us <= now_us {
             self.next_us = now_us + self.rng.random_range(GAP_US);
+            let before = (self.heal_us, self.flaps.clone(), self.mend.clone(), self.bridge.clone());
             if let Some(action) = self.draw(now_us) {
-                actions.extend((!self.skip.has(self.drawn)).then_some(action));
+                if self.skip.has(self.drawn) {
+                    (self.heal_us, self.flaps, self.mend, self.bridge) = before;
+                } else {
+                    actions.push(action);
+                }
                 self.drawn += 1;
             }
         }
@@ -386,15 +419,15 @@ impl Plan {
 
     /// The next cut of a flapping partition. It heals and comes again by turns, each after its own time.
     fn flap(&mut self, now_us: u64) -> Option<Action> {
-        self.flaps_left = self.flaps_left.checked_sub(1)?;
-        self.heal_us = Some(now_us + self.rng.random_range(FLAP_US));
-        let open = self.flaps_left.is_multiple_of(2);
-        Some(if open { Action::Heal } else { Action::Cut(self.flaps.clone()) })
+        let (pairs, lengths) = &mut self.flaps;
+        self.heal_us = Some(now_us + lengths.pop()?);
+        let open = lengths.len().is_multiple_of(2);
+        Some(if open { Action::Heal } else { Action::Cut(pairs.clone()) })
     }
 
     fn draw(&mut self, now_us: u64) -> Option<Action> {
-        let kinds: Vec<Fault> = self.faults.0.iter().copied().filter(|fault| *fault != Fault::Drift).collect();
-        let kind = *kinds.choose(&mut self.rng)?;
+        let kinds: Vec<(Fault, u32)> = self.rates.iter().map(|(fault, rate)| (*fault, *rate)).collect();
+        let (kind, _) = *kinds.choose_weighted(&mut self.rng, |(_, rate)| *rate).ok()?;
         let host = *self.hosts.choose(&mut self.rng)?;
         let loss = *Loss::ALL.choose(&mut self.rng)?;
         let rng = &mut self.rng;
@@ -411,9 +444,10 @@ impl Plan {
             }
             Fault::Flap => {
                 self.heal_us = Some(now_us + rng.random_range(FLAP_US));
-                self.flaps_left = rng.random_range(2..12);
-                self.flaps = self.split();
-                Action::Cut(self.flaps.clone())
+                let changes = rng.random_range(2..12);
+                let lengths = (0..changes).map(|_| rng.random_range(FLAP_US)).collect();
+                self.flaps = (self.split(), lengths);
+                Action::Cut(self.flaps.0.clone())
             }
             Fault::Crash if rng.random_bool(0.5) => Action::Arm(host, rng.random_range(0..60), loss),
             Fault::Crash => Action::Crash(host, loss, rng.random_range(1_000..6_000_000)),
@@ -427,7 +461,9 @@ impl Plan {
             }
             Fault::StopClock => Action::StopClock(host, rng.random_range(20_000..8_000_000)),
             Fault::WallJump => Action::SetWall(host, rng.random_range(-7_200_000_000..7_200_000_000)),
-            Fault::SlowDisk | Fault::FullDisk | Fault::FailSync => self.disk_trouble(kind, host, now_us),
+            Fault::SlowDisk | Fault::FullDisk | Fault::FailSync | Fault::FailWrite => {
+                self.disk_trouble(kind, host, now_us)
+            }
             Fault::MachineDies => Action::EndMachine(host, rng.random_range(0..1_000)),
             Fault::StartFails => Action::FailStarts(host, rng.random_range(1..3)),
             Fault::FreezeHangs => {
@@ -439,6 +475,7 @@ impl Plan {
                 Action::Hang(host, length_us, alone)
             }
             Fault::Leave => Action::Leave(host),
+            Fault::Stop => Action::Stop(host, rng.random_range(1_000..STOPPED_US_MAX)),
             Fault::Rot => Action::Rot(host, rng.random_range(1_000..3_000_000)),
             Fault::LoseDisk => Action::LoseDisk(host, rng.random_range(1_000..3_000_000)),
             Fault::Island => {
@@ -455,6 +492,7 @@ impl Plan {
         let until_us = now_us + rng.random_range(500_000..8_000_000);
         match kind {
             Fault::FailSync => return Action::FailSyncs(host, rng.random_range(1..4)),
+            Fault::FailWrite => return Action::FailWrites(host, rng.random_range(1..4)),
             _ => self.mend.insert(host, until_us),
         };
         match kind {
@@ -527,6 +565,14 @@ mod tests {
         };
         let all = draw(Skip::default());
         assert_eq!(draw(Skip::of(0..2)), all[2..]);
+        // Nor does anything come later that belongs to what was skipped.
+        let whole = |skip: Skip| {
+            let hosts = (1..=3).map(HostId).collect();
+            let mut plan =
+                Plan::new("flap,freeze-hangs,lapse".parse().unwrap(), hosts, 0, stream(1, "plan", &[])).skipping(skip);
+            (0..60_000).flat_map(|ms| plan.due(ms * 1000)).count()
+        };
+        assert_eq!((whole(Skip::of(0..ACTIONS_MAX)), whole(Skip::default()) > 0), (0, true));
     }
 
     #[test]

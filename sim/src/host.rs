@@ -18,6 +18,7 @@ use crate::ambient::{self, Ambient, within};
 use crate::clock::HostClock;
 use crate::disk::{HostDisk, Loss};
 use crate::entropy::SeededEntropy;
+use crate::invariants::moved::Destroyed;
 use crate::kernel::{Counts, Kernel, Running};
 use crate::layers::FakeLayers;
 use crate::limits::QUANTUM_US;
@@ -31,6 +32,9 @@ const SYNC_US: u64 = 400;
 /// A daemon that stands still for less, as for a sync, kills in time what its supervisor should have frozen: it begins 250 ms
 /// before the deadline.
 const STANDS_US: u64 = 200_000;
+/// How long after its clock has gone on a host may believe in a lease that has ended, in microseconds: what is left of it, by
+/// a clock that is slow.
+const MISTAKEN_US: u64 = LEASE_TTL.as_micros() as u64 * 102 / 100;
 /// A clock further behind than this has been stopped: its timers ring together, not one after another.
 const BEHIND_MAX: Duration = Duration::from_millis(3);
 
@@ -247,7 +251,7 @@ impl Host {
             End::Daemon => Some(life.clock.clone()),
             End::PowerCut(_) | End::CutByDisk => {
                 self.kernel.power_cut();
-                self.hangs_until_us = None;
+                (self.hangs_until_us, self.mistaken_until_us) = (None, 0);
                 None
             }
         };
@@ -269,22 +273,27 @@ impl Host {
         self.life.as_ref()?.blow.take()
     }
 
-    /// Stops it until `until_us`, with or without its clocks.
-    pub fn hold(&mut self, now_us: u64, until_us: u64, clocks_too: bool) {
+    /// Stops it until `until_us`, with or without its clocks; `false` when it is down.
+    pub fn hold(&mut self, now_us: u64, until_us: u64, clocks_too: bool) -> bool {
         if let Some(life) = &mut self.life {
             let begin = life.held_until_us.max(now_us);
             life.held_until_us = begin.max(until_us);
             if clocks_too {
                 life.clock.stood_still(life.held_until_us - begin);
-                self.mistaken_until_us = life.held_until_us + 2 * LEASE_TTL.as_micros() as u64;
+                self.mistaken_until_us = life.held_until_us + MISTAKEN_US;
             }
         }
+        self.life.is_some()
     }
 
-    /// Lets its supervisors hang until `until_us`.
-    pub fn hang(&mut self, until_us: u64) {
-        self.kernel.hang();
-        self.hangs_until_us = self.hangs_until_us.max(Some(until_us));
+    /// Lets its supervisors hang until `until_us`; `false` when it has no power, and so none.
+    pub fn hang(&mut self, until_us: u64) -> bool {
+        let has_power = self.life.is_some() || self.last_clock.is_some();
+        if has_power {
+            self.kernel.hang();
+            self.hangs_until_us = self.hangs_until_us.max(Some(until_us));
+        }
+        has_power
     }
 
     /// What its supervisors do by themselves. While they hang nobody but the daemon ends what a lease ends, so that nothing
@@ -306,7 +315,7 @@ impl Host {
     pub fn wipe(&mut self) {
         self.disk.wipe();
         self.kernel.wipe();
-        self.hangs_until_us = None;
+        (self.hangs_until_us, self.mistaken_until_us) = (None, 0);
     }
 
     /// Whether its machines may run on an ended lease: the documented limit of a clock that stopped altogether.
@@ -324,6 +333,12 @@ impl Host {
     pub fn running(&self, now_us: u64) -> Vec<Running> {
         let clock = self.life.as_ref().map(|life| &life.clock).or(self.last_clock.as_ref());
         clock.map(|clock| self.kernel.running(clock.boottime_at(now_us))).unwrap_or_default()
+    }
+
+    /// Copies of machines that it has destroyed since it was last asked.
+    pub fn destroyed(&self) -> Vec<Destroyed> {
+        let copy = |(machine, epoch)| Destroyed { host: self.id, machine, epoch };
+        self.kernel.destroyed().into_iter().map(copy).collect()
     }
 
     /// Sets its wall clock, off by so many microseconds from the truth.

@@ -176,6 +176,8 @@ pub struct Counts {
     pub thawed: u64,
     /// Killed by the daemon, whose lease ended.
     pub fenced: u64,
+    /// Starts that failed by order.
+    pub failed_starts: u64,
 }
 
 /// The machines of one host.
@@ -184,6 +186,8 @@ pub struct Kernel {
     counts: Arc<Mutex<Counts>>,
     machines: Arc<Mutex<BTreeMap<MachineId, Machine>>>,
     staged: Arc<Mutex<BTreeMap<MoveId, Staged>>>,
+    /// Copies that are gone for good since they were last asked for: machine and epoch.
+    destroyed: Arc<Mutex<Vec<(MachineId, u64)>>>,
     /// So many further starts fail.
     failing_starts: Arc<AtomicU32>,
     /// The supervisors hang.
@@ -211,6 +215,11 @@ impl Kernel {
     /// What happened here.
     pub fn counts(&self) -> Counts {
         *self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Copies that are gone for good since it was last asked: machine, and the epoch that it was last started or prepared in.
+    pub fn destroyed(&self) -> Vec<(MachineId, u64)> {
+        std::mem::take(&mut *self.destroyed.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// What runs, unfrozen, at `boottime`.
@@ -436,6 +445,16 @@ impl FakeRuntime {
         }
     }
 
+    /// Takes a machine off the list, and ends it.
+    async fn take(&self, id: MachineId) -> Result<Option<Machine>, RuntimeError> {
+        if self.with(id, |machine| Ok(machine.up)).unwrap_or(false) {
+            self.wait_for_supervisor(KILL).await;
+        }
+        let taken = self.with_all(|machines| Ok(machines.remove(&id)))?;
+        self.change();
+        Ok(taken)
+    }
+
     fn change(&self) {
         self.changed.send_modify(|version| *version += 1);
     }
@@ -500,6 +519,7 @@ impl Runtime for FakeRuntime {
         }
         sleep(START).await;
         if self.kernel.start_fails() {
+            self.kernel.count(|counts| counts.failed_starts += 1);
             self.tell(id, "does not start");
             let reason = "the program could not be started (simulated)".to_owned();
             return Err(RuntimeError::Start { id, reason });
@@ -529,20 +549,18 @@ impl Runtime for FakeRuntime {
     }
 
     async fn destroy(&self, id: MachineId) -> Result<(), RuntimeError> {
-        if self.with(id, |machine| Ok(machine.up)).unwrap_or(false) {
-            self.wait_for_supervisor(KILL).await;
+        if let Some(machine) = self.take(id).await? {
+            let mut destroyed = self.kernel.destroyed.lock().unwrap_or_else(PoisonError::into_inner);
+            destroyed.push((id, machine.launch.epoch));
         }
-        self.with_all(|machines| {
-            machines.remove(&id);
-            Ok(())
-        })?;
         self.tell(id, "is gone");
-        self.change();
         Ok(())
     }
 
     async fn quarantine(&self, id: MachineId) -> Result<(), RuntimeError> {
-        self.destroy(id).await
+        self.take(id).await?;
+        self.tell(id, "is kept aside");
+        Ok(())
     }
 
     async fn freeze(&self, id: MachineId) -> Result<(), RuntimeError> {

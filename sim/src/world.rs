@@ -138,6 +138,7 @@ impl World {
     /// # Errors
     /// When the trace could not be written.
     pub fn run(mut self) -> Result<Report, RunError> {
+        self.around.trace.event(0, HostId(0), &format_args!("rates {:?}", self.plan.rates()));
         let (calm_us, end_us) = (self.around.calm_us, micros(self.config.length));
         while self.now_us < calm_us && !self.around.trace.is_broken() {
             for action in self.plan.due(self.now_us) {
@@ -180,6 +181,10 @@ impl World {
                     host.end(to_us, End::Daemon, to_us + EXIT_RESTART_US, &self.around);
                     self.count("exits");
                 }
+                Step::Exited(Ending::Stopped(down_us)) => {
+                    host.end(to_us, End::Daemon, to_us + down_us, &self.around);
+                    self.count("stopped");
+                }
                 Step::Exited(Ending::Reinstall) => {
                     let id = host.id();
                     self.wipe(id, to_us, EXIT_RESTART_US);
@@ -213,8 +218,9 @@ impl World {
         let running = judged.flat_map(|host| host.running(now_us).into_iter().map(|machine| (host.id(), machine)));
         let running: Vec<_> = running.collect();
         let takeovers = self.around.software.takeovers();
+        let destroyed: Vec<_> = self.hosts.iter().flat_map(Host::destroyed).collect();
         let twice = one_owner::check(running.iter().copied());
-        for found in twice.into_iter().chain(self.around.software.judge(&running, &takeovers)) {
+        for found in twice.into_iter().chain(self.around.software.judge(&running, &destroyed, &takeovers)) {
             self.around.trace.violation(now_us, &found);
         }
         for takeover in takeovers {
@@ -289,45 +295,49 @@ impl World {
             Action::Heal => self.around.net.heal(),
             Action::Cut(pairs) => {
                 pairs.iter().for_each(|(from, to)| self.around.net.cut(*from, *to));
-                self.count("partitions");
+                let both_ways = pairs.iter().all(|(from, to)| pairs.contains(&(*to, *from)));
+                self.count_many(if both_ways { "partitions" } else { "one-way" }, u64::from(!pairs.is_empty()));
             }
             Action::Crash(id, loss, down_us) => self.end(*id, End::PowerCut(*loss), *down_us),
             Action::EndDaemon(id, down_us) => self.end(*id, End::Daemon, *down_us),
             Action::Arm(id, operations, loss) => self.host(*id).disk().arm(*operations, *loss),
             Action::Pause(id, length_us) => {
-                self.host(*id).hold(now_us, (now_us + length_us).min(calm_us), false);
-                self.count("pauses");
+                let held = self.host(*id).hold(now_us, (now_us + length_us).min(calm_us), false);
+                self.count_many("pauses", u64::from(held));
             }
             Action::Lapse(id, length_us, sync_us) => {
                 let others = self.hosts.iter_mut().filter(|host| host.id() != *id);
                 others.for_each(|host| host.set_sync(*sync_us));
-                self.host(*id).hold(now_us, (now_us + length_us).min(calm_us), false);
-                self.count("lapses");
+                let held = self.host(*id).hold(now_us, (now_us + length_us).min(calm_us), false);
+                self.count_many("lapses", u64::from(held));
             }
             Action::StopClock(id, length_us) => {
-                self.host(*id).hold(now_us, (now_us + length_us).min(calm_us), true);
-                self.count("stops");
+                let held = self.host(*id).hold(now_us, (now_us + length_us).min(calm_us), true);
+                self.count_many("stops", u64::from(held));
             }
             Action::SetWall(id, offset_us) => {
                 self.host(*id).set_wall(*offset_us);
                 self.count("jumps");
             }
-            Action::SlowDisk(..) | Action::FillDisk(..) | Action::FailSyncs(..) | Action::MendDisk(_) => {
-                self.disk(action);
-            }
+            Action::SlowDisk(..)
+            | Action::FillDisk(..)
+            | Action::FailSyncs(..)
+            | Action::FailWrites(..)
+            | Action::MendDisk(_) => self.disk(action),
             Action::EndMachine(id, number) => {
                 let ended = self.host(*id).end_machine(*number);
                 self.count_many("machine-deaths", u64::from(ended));
             }
             Action::FailStarts(id, starts) => self.host(*id).fail_starts(*starts),
             Action::Hang(id, length_us, alone) => {
-                self.host(*id).hang((now_us + length_us).min(calm_us));
+                let hangs = self.host(*id).hang((now_us + length_us).min(calm_us));
                 if *alone {
                     self.around.net.island(*id);
                 }
-                self.count("hangs");
+                self.count_many("hangs", u64::from(hangs));
             }
             Action::Leave(id) => self.around.software.leaves(*id),
+            Action::Stop(id, down_us) => self.around.software.stops(*id, *down_us),
             Action::Island(id, loss, down_us) => {
                 self.end(*id, End::PowerCut(*loss), *down_us);
                 self.around.net.island(*id);
@@ -379,12 +389,9 @@ impl World {
             }
             Action::FillDisk(id, room_bytes) => {
                 self.host(*id).disk().fill(*room_bytes);
-                self.count("full-disks");
             }
-            Action::FailSyncs(id, syncs) => {
-                self.host(*id).disk().fail_syncs(*syncs);
-                self.count("failed-syncs");
-            }
+            Action::FailSyncs(id, syncs) => self.host(*id).disk().fail_syncs(*syncs),
+            Action::FailWrites(id, writes) => self.host(*id).disk().fail_writes(*writes),
             Action::MendDisk(id) => self.host(*id).mend(),
             _ => {}
         }
@@ -426,7 +433,11 @@ impl World {
                 ("frozen", machines.frozen),
                 ("thawed", machines.thawed),
                 ("fenced", machines.fenced),
+                ("failed-starts", machines.failed_starts),
                 ("torn", disk.torn),
+                ("full-disks", disk.full),
+                ("failed-syncs", disk.failed_syncs),
+                ("failed-writes", disk.failed_writes),
             ];
             counts.into_iter().for_each(|(what, count)| self.count_many(what, count));
         }

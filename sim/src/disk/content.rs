@@ -63,11 +63,6 @@ impl Content {
         &self.synced
     }
 
-    /// Whether there is something to sync.
-    pub fn is_dirty(&self) -> bool {
-        !self.pending.is_empty()
-    }
-
     /// Writes, unsynced; grows the file when needed.
     pub fn write(&mut self, at: u64, data: &[u8]) {
         put(&mut self.cached, at, data);
@@ -103,9 +98,10 @@ impl Content {
         }
     }
 
-    /// A power cut: decides which unsynced changes happened.
-    pub fn cut(&mut self, loss: Loss, rng: &mut StdRng) {
+    /// A power cut: decides which unsynced changes happened. Tells whether of one write a part is there and another not.
+    pub fn cut(&mut self, loss: Loss, rng: &mut StdRng) -> bool {
         let pending = std::mem::take(&mut self.pending);
+        let mut torn = false;
         let kept = match loss {
             Loss::DropAll => Vec::new(),
             Loss::Prefix => {
@@ -113,12 +109,17 @@ impl Content {
                 pending.into_iter().take(keep).collect()
             }
             Loss::Subset => keep_some(pending, rng),
-            Loss::Torn => self.tear(pending, rng),
+            Loss::Torn => {
+                let (kept, all) = self.tear(pending, rng);
+                torn = !kept.is_empty() && kept.len() < all;
+                kept
+            }
         };
         for change in kept {
             self.settle(change);
         }
         self.cached = self.synced.clone();
+        torn
     }
 
     fn settle(&mut self, change: Change) {
@@ -128,8 +129,9 @@ impl Content {
         }
     }
 
-    /// Lengths are metadata: a prefix of them happens, in order. Then sectors happen, shuffled, within that length.
-    fn tear(&mut self, pending: Vec<Change>, rng: &mut StdRng) -> Vec<Change> {
+    /// Lengths are metadata: a prefix of them happens, in order. Then sectors happen, shuffled, within that length: these,
+    /// of so many.
+    fn tear(&mut self, pending: Vec<Change>, rng: &mut StdRng) -> (Vec<Change>, usize) {
         let (lengths, writes): (Vec<_>, Vec<_>) = pending.into_iter().partition(|c| matches!(c, Change::Length(_)));
         let keep = rng.random_range(0..=lengths.len());
         lengths.into_iter().take(keep).for_each(|change| self.settle(change));
@@ -137,7 +139,8 @@ impl Content {
         let mut sectors: Vec<Change> = writes.into_iter().flat_map(sectors_of).collect();
         sectors.retain(|c| matches!(c, Change::Write { at, data } if at + data.len() as u64 <= length));
         sectors.shuffle(rng);
-        keep_some(sectors, rng)
+        let all = sectors.len();
+        (keep_some(sectors, rng), all)
     }
 
     /// Flips one bit of what is synced, as rot does; `false` when the file is empty.

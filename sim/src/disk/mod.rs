@@ -30,18 +30,25 @@ use crate::power::{Supply, Switch};
 /// What a disk was asked to do, since the world began.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Counts {
-    /// Writes, length changes, renames, removals and syncs: the steps between which power can go.
-    pub operations: u64,
     /// Syncs of files and directories.
     pub syncs: u64,
-    /// Bytes written.
-    pub written_bytes: u64,
     /// Power cuts.
     pub cuts: u64,
-    /// Power cuts that could tear what was being written.
+    /// Power cuts that left a part of one write, and not all of it.
     pub torn: u64,
-    /// Operations that failed: for want of room, or by order.
-    pub failures: u64,
+    /// Operations that failed for want of room.
+    pub full: u64,
+    /// Syncs that failed by order.
+    pub failed_syncs: u64,
+    /// Writes that failed by order.
+    pub failed_writes: u64,
+}
+
+impl Counts {
+    /// Operations that failed.
+    pub fn failures(&self) -> u64 {
+        self.full + self.failed_syncs + self.failed_writes
+    }
 }
 
 /// What is wrong with a disk.
@@ -51,11 +58,13 @@ pub struct Trouble {
     pub capacity_bytes: u64,
     /// So many further syncs fail with an IO error.
     pub failing_syncs: u32,
+    /// So many further writes do.
+    pub failing_writes: u32,
 }
 
 impl Default for Trouble {
     fn default() -> Self {
-        Trouble { capacity_bytes: DISK_BYTES, failing_syncs: 0 }
+        Trouble { capacity_bytes: DISK_BYTES, failing_syncs: 0, failing_writes: 0 }
     }
 }
 
@@ -76,12 +85,12 @@ struct Medium {
 
 impl Medium {
     fn cut(&mut self, loss: Loss) {
-        let torn = loss == Loss::Torn && self.files.values().any(Content::is_dirty);
-        self.counts.torn += u64::from(torn);
         self.names.cut(loss, &mut self.rng);
+        let mut torn = false;
         for file in self.files.values_mut() {
-            file.cut(loss, &mut self.rng);
+            torn |= file.cut(loss, &mut self.rng);
         }
+        self.counts.torn += u64::from(torn);
         self.open.clear();
         self.forget_nameless();
         self.armed = None;
@@ -96,7 +105,6 @@ impl Medium {
 
     /// Counts one step; `Err` when the armed cut falls here.
     fn step(&mut self) -> io::Result<()> {
-        self.counts.operations += 1;
         match self.armed {
             Some((0, loss)) => {
                 self.cut(loss);
@@ -125,7 +133,7 @@ impl Medium {
         let grows = end.saturating_sub(self.file(inode)?.bytes().len() as u64);
         let used: u64 = self.files.values().map(|file| file.bytes().len() as u64).sum();
         if grows > 0 && used + grows > self.trouble.capacity_bytes {
-            self.counts.failures += 1;
+            self.counts.full += 1;
             return Err(io::ErrorKind::StorageFull.into());
         }
         Ok(())
@@ -135,7 +143,11 @@ impl Medium {
         self.step()?;
         let end = at.checked_add(data.len() as u64).ok_or(io::ErrorKind::FileTooLarge)?;
         self.ensure_fits(inode, end)?;
-        self.counts.written_bytes += data.len() as u64;
+        if let Some(left) = self.trouble.failing_writes.checked_sub(1) {
+            self.trouble.failing_writes = left;
+            self.counts.failed_writes += 1;
+            return Err(io_error());
+        }
         self.file(inode)?.write(at, data);
         Ok(())
     }
@@ -150,23 +162,36 @@ impl Medium {
     fn sync(&mut self, inode: Inode) -> io::Result<()> {
         self.step()?;
         self.counts.syncs += 1;
-        if self.trouble.failing_syncs > 0 {
-            self.trouble.failing_syncs -= 1;
-            self.counts.failures += 1;
+        if self.sync_fails() {
             self.file(inode)?.fail_sync();
-            return Err(io::Error::other("input/output error (simulated)"));
+            return Err(io_error());
         }
         self.file(inode)?.sync();
         Ok(())
     }
 
+    /// Whether the sync under way fails.
+    fn sync_fails(&mut self) -> bool {
+        let left = self.trouble.failing_syncs.checked_sub(1);
+        self.trouble.failing_syncs = left.unwrap_or(0);
+        self.counts.failed_syncs += u64::from(left.is_some());
+        left.is_some()
+    }
+
     fn sync_names(&mut self) -> io::Result<()> {
         self.step()?;
         self.counts.syncs += 1;
+        if self.sync_fails() {
+            return Err(io_error());
+        }
         self.names.sync();
         self.forget_nameless();
         Ok(())
     }
+}
+
+fn io_error() -> io::Error {
+    io::Error::other("input/output error (simulated)")
 }
 
 fn power_is_gone() -> io::Error {
@@ -245,6 +270,11 @@ impl HostDisk {
         lock(&self.medium).trouble.failing_syncs = syncs;
     }
 
+    /// Lets so many further writes fail.
+    pub fn fail_writes(&self, writes: u32) {
+        lock(&self.medium).trouble.failing_writes = writes;
+    }
+
     /// Nothing is wrong any more.
     pub fn mend(&self) {
         self.trouble(Trouble::default());
@@ -282,6 +312,12 @@ impl HostDisk {
     /// What it was asked to do.
     pub fn counts(&self) -> Counts {
         lock(&self.medium).counts
+    }
+
+    /// Bytes that fit on it, and that may still be written.
+    pub fn space(&self) -> (u64, u64) {
+        let (used, capacity) = (self.used_bytes(), lock(&self.medium).trouble.capacity_bytes);
+        (DISK_BYTES, capacity.saturating_sub(used))
     }
 
     /// Bytes in use.

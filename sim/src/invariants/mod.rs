@@ -11,6 +11,7 @@ pub mod linearizable;
 pub mod machines_once;
 pub mod moved;
 pub mod one_owner;
+pub mod orders;
 pub mod promises;
 pub mod same_state;
 pub mod takeovers;

@@ -3,7 +3,8 @@
 //! Source: design sections 8 and 14. A machine that runs writes all the time, so what its disk held when it last ran is
 //! acknowledged. In the next epoch it runs on that disk, with all of it, unless it was taken over, which loses what its dead
 //! owner wrote; and once it runs where it was moved to, it runs nowhere in the epoch that it was moved away from. A disk that
-//! its owner has told the ledger of is not given up for a new one while that owner lives. Copies in older epochs are of no
+//! its owner has told the ledger of is not given up for a new one while that owner lives. And a copy is destroyed only when
+//! the machine is deleted, or was moved away from just this copy and has arrived; all others are kept aside. Copies in older epochs are of no
 //! interest otherwise: a partition leaves them running where the machine is not exclusive (I1 is for those that are).
 
 use std::cmp::Ordering;
@@ -26,6 +27,26 @@ struct Seen {
     left: Option<u64>,
 }
 
+/// What the ledger tells of a machine's disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// The owner in this epoch has it.
+    Confirmed(MachineId, u64),
+    /// A move has ended this epoch.
+    Left(MachineId, u64),
+}
+
+/// A copy of a machine that is gone for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Destroyed {
+    /// Where.
+    pub host: HostId,
+    /// Of which machine.
+    pub machine: MachineId,
+    /// The epoch that it was last started or prepared in.
+    pub epoch: u64,
+}
+
 /// What every machine's disk has held.
 #[derive(Debug, Default)]
 pub struct Moved {
@@ -34,6 +55,8 @@ pub struct Moved {
     taken: BTreeSet<(MachineId, u64)>,
     /// Epochs whose owner has told that it has the disk.
     confirmed: BTreeSet<(MachineId, u64)>,
+    /// Epochs that a move has ended.
+    left: BTreeSet<(MachineId, u64)>,
     /// Machines that were seen to run on the disk that a move had brought.
     arrived: u64,
 }
@@ -44,9 +67,22 @@ impl Moved {
         self.taken.insert((takeover.machine, takeover.epoch));
     }
 
-    /// The owner in this epoch has told that it has the disk.
-    pub fn confirmed(&mut self, machine: MachineId, epoch: u64) {
-        self.confirmed.insert((machine, epoch));
+    /// What the ledger tells.
+    pub fn told(&mut self, told: Told) {
+        match told {
+            Told::Confirmed(machine, epoch) => self.confirmed.insert((machine, epoch)),
+            Told::Left(machine, epoch) => self.left.insert((machine, epoch)),
+        };
+    }
+
+    /// A copy was destroyed of a machine that may have been deleted, or not; what does not hold.
+    pub fn destroyed(&self, copy: &Destroyed, may_be_deleted: bool) -> Option<String> {
+        let Destroyed { host, machine, epoch } = *copy;
+        let arrived = self.confirmed.range((machine, epoch + 1)..=(machine, u64::MAX)).next().is_some();
+        let good = may_be_deleted || (arrived && self.left.contains(&(machine, epoch)));
+        (!good).then(|| {
+            format!("I6: {host} has destroyed its copy of machine {machine:?} (epoch {epoch}), which has neither arrived elsewhere nor was deleted")
+        })
     }
 
     /// What does not hold of what runs now. `placement` tells where a host's ledger has a machine.
@@ -179,7 +215,7 @@ mod tests {
         let judged = |confirmed: Option<u64>, taken: bool| {
             let mut moved = Moved::default();
             check(&mut moved, &[on(1, 1, 1, 10)]);
-            confirmed.into_iter().for_each(|epoch| moved.confirmed(MachineId([1; 16]), epoch));
+            confirmed.into_iter().for_each(|epoch| moved.told(Told::Confirmed(MachineId([1; 16]), epoch)));
             if taken {
                 moved.taken_over(Takeover { machine: MachineId([1; 16]), epoch: 3 });
             }
@@ -207,5 +243,18 @@ mod tests {
         assert_eq!(check(&mut moved, &[on(1, 1, 1, 11), on(2, 2, 2, 1)]), None, "a takeover in a partition");
         assert_eq!(check(&mut moved, &[on(1, 1, 1, 12), on(2, 2, 2, 2)]), None);
         assert!(check(&mut moved, &[on(1, 3, 1, 12)]).unwrap().contains("on a disk of epoch 1; it had one of epoch 2"));
+    }
+
+    #[test]
+    fn a_copy_goes_only_when_its_machine_has_arrived_elsewhere_or_is_deleted() {
+        let (mut moved, machine) = (Moved::default(), MachineId([1; 16]));
+        let copy = Destroyed { host: HostId(1), machine, epoch: 2 };
+        assert!(moved.destroyed(&copy, false).unwrap().contains("h1 has destroyed its copy"));
+        assert_eq!(moved.destroyed(&copy, true), None);
+        moved.told(Told::Left(machine, 2));
+        assert!(moved.destroyed(&copy, false).is_some(), "it is on its way");
+        moved.told(Told::Confirmed(machine, 3));
+        assert_eq!(moved.destroyed(&copy, false), None);
+        assert!(moved.destroyed(&Destroyed { epoch: 1, ..copy }, false).is_some(), "an older one");
     }
 }

@@ -36,14 +36,19 @@ pub fn check(state: &State) -> Option<String> {
     over_capacity(state).or_else(|| over_quota(state)).or_else(|| state.check_invariants().err())
 }
 
-fn over_capacity(state: &State) -> Option<String> {
+/// What every node has promised to machines.
+fn promised(state: &State) -> BTreeMap<NodeId, Sum> {
     let mut promised: BTreeMap<NodeId, Sum> = BTreeMap::new();
     for machine in state.machines.values() {
         for node in addresses::places(machine) {
             promised.entry(node).or_default().add(machine);
         }
     }
-    promised.into_iter().find_map(|(id, sum)| {
+    promised
+}
+
+fn over_capacity(state: &State) -> Option<String> {
+    promised(state).into_iter().find_map(|(id, sum)| {
         let node = state.nodes.get(&id)?;
         (!sum.fits(node)).then(|| format!("I4: {} has promised {sum:?} and has {:?}", node.name, node.capacity))
     })
@@ -69,12 +74,7 @@ fn over_quota(state: &State) -> Option<String> {
 
 /// Whether a machine without an owner fits a node, as far as the records tell: there is room, and its ports are free.
 pub fn fits_somewhere(state: &State, machine: &MachineRecord) -> bool {
-    let mut promised: BTreeMap<NodeId, Sum> = BTreeMap::new();
-    for other in state.machines.values() {
-        for node in addresses::places(other) {
-            promised.entry(node).or_default().add(other);
-        }
-    }
+    let promised = promised(state);
     state.nodes.values().any(|node| {
         let mut sum = promised.get(&node.id).copied().unwrap_or_default();
         sum.add(machine);

@@ -20,7 +20,8 @@ use smartnode::api::backend::{Backend, NewToken, OperationState, Write};
 use smartnode::node::Node;
 use smartnode::node::backend::NodeBackend;
 use smartnode::node::context::Context;
-use tokio::time::sleep;
+use smartnode::node::lease;
+use tokio::time::{sleep, timeout};
 
 use crate::actor::Boot;
 use crate::software::budget::Budget;
@@ -31,6 +32,12 @@ const PAUSE_MS: std::ops::Range<u64> = 300..1_200;
 /// How often a look finds somebody to drain, or a used token to try.
 const DRAINS: f64 = 0.02;
 const TRIES: f64 = 0.05;
+/// How long a daemon that is told to stop is away, as it says, and how long it tries to say so.
+const ABSENCE: Duration = Duration::from_secs(20);
+const LAST_WORD: Duration = Duration::from_secs(2);
+/// How often a host that joins again may run machines only, while enough others vote.
+const WORKERS: f64 = 0.3;
+const VOTERS_LEAST: usize = 3;
 /// How often one who sees a cordon takes it back, while there are faults.
 const UNCORDONS: f64 = 0.2;
 
@@ -57,7 +64,8 @@ impl Admins {
                 self.roster.reached("stale-view");
             }
             self.remove(boot, &backend, context, &mut rng).await;
-            self.let_in(boot, &backend).await;
+            let workers = rng.random_bool(WORKERS);
+            self.let_in(boot, &backend, workers).await;
             let calm = boot.recorder.world_us() >= boot.calm_us;
             if self.is_cordoned(boot, context) && (calm || rng.random_bool(UNCORDONS)) {
                 let done = backend.cordon(&write(&backend), context.name.as_str(), false).await;
@@ -83,9 +91,12 @@ impl Admins {
     }
 
     /// Makes a token for a host that waits for one.
-    async fn let_in(&self, boot: &Boot, backend: &NodeBackend) {
+    async fn let_in(&self, boot: &Boot, backend: &NodeBackend, as_worker: bool) {
         let Some(host) = self.roster.next_waiting() else { return };
-        let token = NewToken { role: Role::Voter, ttl_ms: CERTIFICATE_TTL.as_millis() as u64, uses: 1 };
+        let role =
+            if as_worker && self.roster.others_who_vote(host) >= VOTERS_LEAST { Role::Worker } else { Role::Voter };
+        self.roster.joins_as(host, role);
+        let token = NewToken { role, ttl_ms: CERTIFICATE_TTL.as_millis() as u64, uses: 1 };
         let made = backend.create_token(&write(backend), token).await;
         boot.recorder
             .event(format_args!("admin makes a token for {host}: {:?}", made.as_ref().map(|made| made.view.id)));
@@ -160,6 +171,20 @@ impl Admins {
             () = context.shutdown.cancelled() => {}
             () = context.transport.expelled() => {}
             () = asked => {}
+        }
+    }
+
+    /// Has this node stop once it is asked to, as its daemon does when it is told to. Gives for how long it is away.
+    pub async fn stop(&self, boot: &Boot, node: &Node) -> u64 {
+        loop {
+            sleep(Duration::from_millis(200)).await;
+            let Some(down_us) = self.roster.stopping(boot.host) else { continue };
+            let said = timeout(LAST_WORD, lease::leave(node.context(), ABSENCE)).await;
+            boot.recorder.event(format_args!(
+                "the daemon is told to stop; its absence is announced: {}",
+                matches!(said, Ok(Ok(())))
+            ));
+            return down_us;
         }
     }
 

@@ -8,18 +8,21 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use fabric::ids::MachineId;
+use fabric::ids::{IdempotencyKey, MachineId};
 use fabric::model::{Name, Quota};
+use fabric::seams::draw;
 use raft_store::codes;
 use raft_store::command::{Actor, Command};
 use raft_store::ledger::{Ledger, LedgerError, Part};
 use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::sleep;
 
 use crate::actor::{Boot, HostId};
 use crate::invariants::linearizable::{self, Call, Operation, Verdict};
+use crate::invariants::moved::Told;
 use crate::invariants::same_state::{DIGEST_EVERY, SameState};
 use crate::invariants::takeovers::Takeover;
 use crate::invariants::{acknowledged, addresses, promises};
@@ -54,11 +57,22 @@ struct Book {
     value: u64,
     takeovers: Vec<Takeover>,
     taken_over: u64,
-    confirmed: Vec<(MachineId, u64)>,
-    undecided: u64,
+    told: Vec<Told>,
     reads: u64,
+    /// Writes that got no answer, to be asked for again.
+    unanswered: Vec<Unanswered>,
+    repeated: u64,
     /// The running ledgers.
     ledgers: BTreeMap<HostId, Ledger>,
+}
+
+/// A write that may be there, now or later, under a key with which it may be asked for again through any node.
+#[derive(Debug, Clone)]
+struct Unanswered {
+    key: IdempotencyKey,
+    command: Command,
+    /// The register, and which of its calls.
+    call: (u64, usize),
 }
 
 /// The observer. Clones share it.
@@ -70,6 +84,16 @@ pub struct History {
 
 fn register(number: u64) -> Name {
     format!("register-{number}").parse().expect("a valid name")
+}
+
+/// Whether this copy is one of all of the ledger: a spare holds what concerns it alone, and a worker is always one.
+pub fn is_whole(ledger: &Ledger) -> bool {
+    ledger.status().part != Part::Spare
+}
+
+/// Whether this copy shows all that was acknowledged before now.
+pub async fn is_shown(ledger: &Ledger) -> bool {
+    ledger.linearizable().await.is_ok() && is_whole(ledger)
 }
 
 fn value_of(ledger: &Ledger, register: &Name) -> Option<u64> {
@@ -98,10 +122,10 @@ impl History {
         drop(gone);
     }
 
-    /// The ledger of the first of these hosts that runs one.
+    /// The ledger of the first of these hosts that runs one and holds all of it.
     pub fn ledger(&self, hosts: &[HostId]) -> Option<Ledger> {
         let book = self.book();
-        hosts.iter().find_map(|host| book.ledgers.get(host).cloned())
+        hosts.iter().filter_map(|host| book.ledgers.get(host)).find(|ledger| is_whole(ledger)).cloned()
     }
 
     /// Takeovers that were applied since it was last asked.
@@ -109,9 +133,9 @@ impl History {
         std::mem::take(&mut self.book().takeovers)
     }
 
-    /// Machines whose owner has told that it has their disk, with its epoch, since it was last asked.
-    pub fn confirmed(&self) -> Vec<(MachineId, u64)> {
-        std::mem::take(&mut self.book().confirmed)
+    /// What the ledger has told of machines' disks since it was last asked.
+    pub fn told(&self) -> Vec<Told> {
+        std::mem::take(&mut self.book().told)
     }
 
     /// Compares what is applied here with what others applied at the same index.
@@ -125,44 +149,57 @@ impl History {
             };
             let words = format!("{entry:?}");
             boot.recorder.event(format_args!("applied {words}"));
-            if matches!(entry.verb, "takeover" | "confirm" | "failed") && entry.refused.is_none() {
+            if matches!(entry.verb, "takeover" | "confirm" | "failed" | "move-switch") && entry.refused.is_none() {
                 self.note_owner(ledger, entry.verb, (entry.index, &entry.about));
             }
+            let is_new = self.book().same.is_new(entry.index);
             let found = self.book().same.applied(boot.host, entry.index, &words);
-            found.into_iter().for_each(|found| boot.recorder.violation(&found));
+            let broken = (is_new && is_whole(ledger))
+                .then(|| ledger.read(|state| promises::check(state).or_else(|| addresses::check(state))));
+            found.into_iter().chain(broken.flatten()).for_each(|found| boot.recorder.violation(&found));
             self.compare(boot, ledger);
         }
     }
 
-    /// Tells the world of a takeover, or of an owner that has told of its disk, once.
+    /// Notes what an entry does to the owner of a machine, once, but for moves: the state may be later than the entry by now,
+    /// and each host's is a little different.
     fn note_owner(&self, ledger: &Ledger, verb: &str, (index, about): (u64, &str)) {
         let is_new = self.book().same.is_new(index);
-        let Some(machine) = about.parse::<MachineId>().ok().filter(|_| is_new) else { return };
+        let Some(machine) = about.parse::<MachineId>().ok() else { return };
         let record = ledger.read(|state| state.machines.get(&machine).map(|record| (record.epoch, record.placement)));
-        let (epoch, placement) = (record.map(|(epoch, _)| epoch), record.and_then(|(_, placement)| placement));
+        let Some((epoch, placement)) = record else { return };
         let mut book = self.book();
-        if verb != "takeover" {
-            let confirmed = placement.filter(|placement| placement.confirmed);
-            return book.confirmed.extend(confirmed.map(|placement| (machine, placement.epoch)));
+        match verb {
+            "move-switch" => {
+                let previous = placement.and_then(|placement| Some(placement.previous?.epoch));
+                let ended = previous.into_iter().chain(epoch.checked_sub(1));
+                book.told.extend(ended.map(|epoch| Told::Left(machine, epoch)));
+            }
+            _ if !is_new => {}
+            "takeover" => {
+                book.taken_over += 1;
+                book.takeovers.push(Takeover { machine, epoch });
+            }
+            _ => {
+                let confirmed = placement.filter(|placement| placement.confirmed);
+                book.told.extend(confirmed.map(|placement| Told::Confirmed(machine, placement.epoch)));
+            }
         }
-        book.taken_over += 1;
-        book.takeovers.extend(epoch.map(|epoch| Takeover { machine, epoch }));
     }
 
-    /// Judges the whole state, now and then; only of those who hold all of it.
+    /// Compares the whole state, now and then; only of those who hold all of it.
     fn compare(&self, boot: &Boot, ledger: &Ledger) {
         let status = ledger.status();
-        if status.part == Part::Spare || !status.applied.is_multiple_of(DIGEST_EVERY) {
+        if !is_whole(ledger) || !status.applied.is_multiple_of(DIGEST_EVERY) {
             return;
         }
         let shown = ledger.read_at(|index, state| {
             let digest = (index == status.applied).then(|| state.digest())?;
-            let broken = promises::check(state).or_else(|| addresses::check(state));
-            Some((state.settings.epoch, index, digest, broken))
+            Some((state.settings.epoch, index, digest))
         });
-        let Some((epoch, index, digest, broken)) = shown else { return };
+        let Some((epoch, index, digest)) = shown else { return };
         let differs = self.book().same.shown(boot.host, (epoch, index), digest);
-        broken.into_iter().chain(differs).for_each(|found| boot.recorder.violation(&found));
+        differs.into_iter().for_each(|found| boot.recorder.violation(&found));
     }
 
     async fn work(&self, boot: &Boot, ledger: &Ledger) {
@@ -183,6 +220,7 @@ impl History {
                 }
                 if count.is_multiple_of(READ_EVERY) {
                     self.read_back(boot, ledger).await;
+                    self.repeat(boot, ledger, &mut rng).await;
                 }
             }
             sleep(PAUSE).await;
@@ -200,8 +238,19 @@ impl History {
 
     /// Writes, and counts what came of it.
     async fn write(&self, boot: &Boot, ledger: &Ledger, command: Command) -> Result<(), LedgerError> {
+        let key = IdempotencyKey(draw(&*boot.seams.entropy));
+        self.write_with(boot, ledger, key, command).await
+    }
+
+    async fn write_with(
+        &self,
+        boot: &Boot,
+        ledger: &Ledger,
+        key: IdempotencyKey,
+        command: Command,
+    ) -> Result<(), LedgerError> {
         let what = format!("{} {}", command.verb(), command.about());
-        let answer = ledger.write(Actor::fabric(ledger.node()), None, command).await;
+        let answer = ledger.write(Actor::fabric(ledger.node()), Some(key), command).await;
         boot.recorder.event(format_args!("{what}: {:?}", answer.as_ref().map(|applied| applied.index)));
         let mut book = self.book();
         match &answer {
@@ -229,27 +278,58 @@ impl History {
             calls.len() - 1
         };
         let command = Command::SetQuota { name: name.clone(), quota, expected_revision: None };
-        let answer = self.write(boot, ledger, command).await;
-        let ended_us = boot.recorder.world_us();
-        if let Err(LedgerError::Refused(refusal)) = &answer {
-            // It had no effect, now or later. The first one finds no register yet.
-            self.book().calls.entry(number).or_default()[at].operation = Operation::Nothing;
-            if refusal.code == codes::NOT_FOUND {
-                let command = Command::CreateTenant { name, parent: None, quota: Quota::default() };
-                let _made = self.write(boot, ledger, command).await;
-            }
-        } else if answer.is_ok() {
-            self.book().calls.entry(number).or_default()[at].ended_us = Some(ended_us);
+        let key = IdempotencyKey(draw(&*boot.seams.entropy));
+        let call = (number, at);
+        // To be repeated by somebody else, should this host crash meanwhile. What a worker asks is nobody else's.
+        if is_whole(ledger) {
+            self.book().unanswered.push(Unanswered { key, command: command.clone(), call });
         }
+        let answer = self.write_with(boot, ledger, key, command).await;
+        self.answered(boot, key, call, &answer);
+        if matches!(&answer, Err(LedgerError::Refused(refusal)) if refusal.code == codes::NOT_FOUND) {
+            // The first one finds no register yet.
+            let command = Command::CreateTenant { name, parent: None, quota: Quota::default() };
+            let _made = self.write(boot, ledger, command).await;
+        }
+    }
+
+    /// Notes what a write of a register was answered.
+    fn answered(&self, boot: &Boot, key: IdempotencyKey, (number, at): (u64, usize), answer: &Result<(), LedgerError>) {
+        let mut book = self.book();
+        let call = &mut book.calls.entry(number).or_default()[at];
+        let (done, refused) = (call.ended_us.is_some(), call.operation == Operation::Nothing);
+        match answer {
+            Ok(()) => call.ended_us = call.ended_us.or(Some(boot.recorder.world_us())),
+            // It had no effect, now or later.
+            Err(LedgerError::Refused(_)) => call.operation = Operation::Nothing,
+            Err(_) => return,
+        }
+        if (done && answer.is_err()) || (refused && answer.is_ok()) {
+            let found = format!("I2: a write of register {number} was done and refused under one key: {answer:?}");
+            boot.recorder.violation(&found);
+        }
+        book.unanswered.retain(|write| write.key != key);
+    }
+
+    /// Asks again for what got no answer, or has none yet, through whichever node this is: it must be done once.
+    async fn repeat(&self, boot: &Boot, ledger: &Ledger, rng: &mut StdRng) {
+        let Some(write) = self.book().unanswered.choose(rng).cloned() else { return };
+        if !is_whole(ledger) {
+            return;
+        }
+        let Unanswered { key, command, call } = write;
+        let answer = self.write_with(boot, ledger, key, command).await;
+        self.answered(boot, key, call, &answer);
+        self.book().repeated += u64::from(answer.is_ok());
     }
 
     /// Reads a register so that the answer is as good as asking all.
     async fn get(&self, boot: &Boot, ledger: &Ledger, number: u64) {
         let begun_us = boot.recorder.world_us();
-        if ledger.linearizable().await.is_err() {
+        if !is_shown(ledger).await {
             return;
         }
-        let Some(value) = value_of(ledger, &register(number)) else { return };
+        let value = value_of(ledger, &register(number)).unwrap_or(0);
         let ended_us = Some(boot.recorder.world_us());
         boot.recorder.event(format_args!("register {number} shows {value}"));
         let mut book = self.book();
@@ -260,7 +340,7 @@ impl History {
     /// A linearizable read shows whatever was acknowledged before it began.
     async fn read_back(&self, boot: &Boot, ledger: &Ledger) {
         let newest: Vec<Name> = self.book().acknowledged.iter().rev().take(READ_BACK).cloned().collect();
-        if ledger.linearizable().await.is_err() {
+        if !is_shown(ledger).await {
             return;
         }
         self.book().reads += 1;
@@ -285,25 +365,30 @@ impl History {
 
     /// After the calm: what does not hold of the hosts in `up`.
     pub fn verdict(&self, up: &[HostId], calm_us: u64) -> Vec<String> {
-        let mut book = self.book();
+        let book = self.book();
         let mut failed = Vec::new();
-        let silent = |host: &&HostId| book.last_us.get(host).is_none_or(|at_us| *at_us <= calm_us);
+        // A worker must not make tenants.
+        let may_write = |host: &HostId| book.ledgers.get(host).is_none_or(is_whole);
+        let silent = |host: &&HostId| may_write(host) && book.last_us.get(host).is_none_or(|at_us| *at_us <= calm_us);
         failed.extend(up.iter().filter(silent).map(|host| format!("I9: no write through {host} in the calm")));
-        let mut undecided = 0;
         for (number, calls) in &book.calls {
             match linearizable::check(calls) {
                 Verdict::Linearizable => {}
                 Verdict::Not(words) => failed.push(format!("I2: register {number}: {words}")),
-                Verdict::Undecided => undecided += 1,
+                Verdict::Undecided => {
+                    failed.push(format!("register {number}: nobody could decide what its calls show"))
+                }
             }
         }
-        book.undecided = undecided;
         let mut first: Option<(HostId, &Ledger)> = None;
         for host in up {
             let Some(ledger) = book.ledgers.get(host) else {
                 failed.push(format!("I9: {host} has no ledger"));
                 continue;
             };
+            if !is_whole(ledger) {
+                continue;
+            }
             let (lost, over, twice) = ledger.read(|state| {
                 let lost = acknowledged::check(state, book.acknowledged.iter());
                 (lost, promises::check(state), addresses::check(state))
@@ -338,7 +423,7 @@ impl History {
             ("reads", book.reads),
             ("refused", book.refused),
             ("takeovers", book.taken_over),
-            ("undecided", book.undecided),
+            ("repeated", book.repeated),
             ("unknown", book.unknown),
         ])
     }

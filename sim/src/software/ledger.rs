@@ -104,14 +104,14 @@ impl Software for Ledgers {
     fn boot(&self, boot: Boot) -> BoxFuture<()> {
         let (cluster, history) = (self.cluster.clone(), self.history.clone());
         Box::pin(async move {
-            let failures = boot.disk.counts().failures;
+            let failures = boot.disk.counts().failures();
             let (_transport, ledger) = match start(&cluster, &boot).await {
                 Ok(started) => started,
                 Err(error) if !boot.has_power() => {
                     return boot.recorder.event(format_args!("died starting: {error:#}"));
                 }
                 // A disk that fails ends the program; whoever watches over it starts it again.
-                Err(error) if boot.disk.counts().failures > failures => {
+                Err(error) if boot.disk.counts().failures() > failures => {
                     boot.recorder.event(format_args!("does not start: {error:#}"));
                     return boot.exit.leave(Ending::Restart);
                 }

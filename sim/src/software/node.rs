@@ -4,8 +4,10 @@
 //! Every step is repeated after a crash, as an operator's start script would.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,25 +15,26 @@ use async_trait::async_trait;
 use fabric::identity::NodeKey;
 use fabric::ids::{Digest, NodeId, TokenId};
 use fabric::limits::CERTIFICATE_TTL;
-use fabric::membership::Membership;
 use fabric::model::{Capacity, Labels, Role};
 use fabric::rpc::BoxFuture;
 use fabric::seams::draw;
 use fabric::token::JoinToken;
 use fabric::transport::Stream;
 use raft_store::command::{Actor, Command};
-use raft_store::voters;
 use smartnode::api::failure::Failure;
-use smartnode::host::{Host, Pressure};
+use smartnode::host::{DiskSpace, Host, Pressure};
 use smartnode::images::Packed;
 use smartnode::images::service::{Images, Ready};
+use smartnode::node::context::Context;
 use smartnode::node::dir::ClusterFile;
 use smartnode::node::founding::{self, Own};
 use smartnode::node::{Node, NodeConfig, Parts};
 use tokio::time::sleep;
 
 use crate::actor::{Boot, Ending, HostId, Moment, Software};
+use crate::disk::HostDisk;
 use crate::invariants::converged::{self, View};
+use crate::invariants::moved::Destroyed;
 use crate::invariants::takeovers::Takeover;
 use crate::kernel::Running;
 use crate::net::address;
@@ -41,7 +44,7 @@ use crate::software::admins::Admins;
 use crate::software::budget::Budget;
 use crate::software::cluster::PORT;
 use crate::software::gremlins::Gremlins;
-use crate::software::history::History;
+use crate::software::history::{History, is_whole};
 use crate::software::operators::Operators;
 use crate::software::roster::Roster;
 
@@ -51,12 +54,14 @@ const RETRY: Duration = Duration::from_millis(300);
 const PROVEN: Duration = Duration::from_secs(3);
 /// Entries between two snapshots of a ledger: so few that a run makes, sends and begins from several.
 const SNAPSHOT_EVERY: std::ops::Range<u64> = 100..400;
+/// An operation of the disk that failed explains for about so long why a node ends.
+const EXPLAINS: Duration = Duration::from_secs(2);
 /// The host that founds the cluster.
 const FOUNDER: HostId = HostId(1);
 
-/// A host of fixed size, never busy.
+/// A host of fixed size, never busy, whose disk fills up.
 #[derive(Debug)]
-struct QuietHost;
+struct QuietHost(HostDisk);
 
 impl Host for QuietHost {
     fn total(&self) -> Capacity {
@@ -64,6 +69,10 @@ impl Host for QuietHost {
     }
     fn pressure(&self) -> Pressure {
         Pressure { memory_available_bytes: 8 << 30, load_millis: 100 }
+    }
+    fn disk(&self) -> Option<DiskSpace> {
+        let (total_bytes, free_bytes) = self.0.space();
+        Some(DiskSpace { total_bytes, free_bytes })
     }
 }
 
@@ -92,16 +101,22 @@ impl Images for AllImages {
 }
 
 /// Hosts that run nodes.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Nodes {
     history: History,
     operators: Operators,
-    /// Who is alive, as every running node has it.
-    members: Arc<Mutex<BTreeMap<HostId, Membership>>>,
+    /// The running nodes.
+    running: Arc<Mutex<BTreeMap<HostId, Arc<Context>>>>,
     roster: Roster,
     admins: Admins,
     gremlins: Gremlins,
     calm_us: u64,
+}
+
+impl fmt::Debug for Nodes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Nodes").field("history", &self.history).finish_non_exhaustive()
+    }
 }
 
 impl Nodes {
@@ -110,22 +125,24 @@ impl Nodes {
         let roster = Roster::default();
         let (history, operators) = (History::new(budget.clone()), Operators::new(budget.clone()));
         let (admins, gremlins) = (Admins::new(roster.clone(), budget), Gremlins::new(roster.clone()));
-        Nodes { history, operators, members: Arc::default(), roster, admins, gremlins, calm_us }
+        Nodes { history, operators, running: Arc::default(), roster, admins, gremlins, calm_us }
     }
 
-    fn members(&self) -> MutexGuard<'_, BTreeMap<HostId, Membership>> {
-        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    fn running(&self) -> MutexGuard<'_, BTreeMap<HostId, Arc<Context>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What every host in `up` knows of the others.
     fn views(&self, up: &[HostId]) -> BTreeMap<HostId, View> {
-        let members = self.members();
+        let running = self.running();
         let view = |host: &HostId| {
-            let (membership, ledger) = (members.get(host)?, self.history.ledger(&[*host])?);
-            let alive = membership.active().into_keys().collect();
-            let nodes = ledger.read(|state| state.nodes.keys().copied().collect());
-            let voters = ledger.status().voters.into_iter().collect();
-            Some((*host, View { node: ledger.node(), alive, voters, nodes }))
+            let context = running.get(host)?;
+            let nodes = context.ledger.read(|state| state.nodes.iter().map(|(id, node)| (*id, node.role)).collect());
+            let nodes = is_whole(&context.ledger).then_some(nodes);
+            let alive = context.membership.active().into_keys().collect();
+            let heard = context.gossip.states().keys().copied().collect();
+            let voters = context.ledger.status().voters.into_iter().collect();
+            Some((*host, View { node: context.me, alive, heard, voters, nodes }))
         };
         up.iter().filter_map(view).collect()
     }
@@ -176,7 +193,7 @@ impl Nodes {
             labels: Labels::new(),
         };
         if boot.host == FOUNDER && installs == 0 {
-            founding::init(&boot.seams, &QuietHost, &own)?;
+            founding::init(&boot.seams, &QuietHost(boot.disk.clone()), &own)?;
             return Ok(());
         }
         let peers: Vec<SocketAddr> = (1..=boot.hosts)
@@ -192,7 +209,7 @@ impl Nodes {
             let node = NodeKey::load_or_generate(&*boot.seams.disk, &*boot.seams.entropy)?.id();
             self.roster.is(boot.host, node);
             if let Some(token) = self.roster.token(boot.host) {
-                match founding::join(&boot.seams, &QuietHost, &own, &peers, &token).await {
+                match founding::join(&boot.seams, &QuietHost(boot.disk.clone()), &own, &peers, &token).await {
                     Ok(_) => {
                         let found = self.roster.admitted(&token, node);
                         found.into_iter().for_each(|found| boot.recorder.violation(&found));
@@ -231,7 +248,7 @@ impl Nodes {
     async fn run(&self, boot: &Boot) -> anyhow::Result<Ending> {
         self.enter(boot).await?;
         let parts = Parts {
-            host: Arc::new(QuietHost),
+            host: Arc::new(QuietHost(boot.disk.clone())),
             runtime: boot.machines.clone(),
             layers: boot.layers.clone(),
             ports: Arc::new(FakePorts::default()),
@@ -247,7 +264,7 @@ impl Nodes {
         if boot.host == FOUNDER && self.roster.installs(boot.host) == 0 {
             self.make_token(boot, &node).await;
         }
-        self.members().insert(boot.host, node.context().membership.clone());
+        self.running().insert(boot.host, node.context().clone());
         let ledger = node.context().ledger.clone();
         let work = async {
             tokio::join!(
@@ -260,17 +277,22 @@ impl Nodes {
             std::future::pending::<()>().await;
         };
         // The daemon ends when its ledger has stopped, and is started again.
-        tokio::select! {
+        let ending = tokio::select! {
             biased;
-            reason = ledger.halted() => Err(anyhow::anyhow!("the ledger has stopped: {reason}")),
+            reason = ledger.halted() => anyhow::bail!("the ledger has stopped: {reason}"),
             () = self.admins.leave(boot, &node) => {
                 let me = node.context().me;
                 anyhow::ensure!(self.roster.has_left(me), "{} was removed, and nobody had asked for that", me.short());
                 self.roster.reached("left");
-                Ok(Ending::Reinstall)
+                Ending::Reinstall
             }
-            () = work => Ok(Ending::Restart),
+            down_us = self.admins.stop(boot, &node) => Ending::Stopped(down_us),
+            () = work => Ending::Restart,
+        };
+        if let Ending::Stopped(_) = ending {
+            node.stop().await;
         }
+        Ok(ending)
     }
 
     /// What a disk holds is good when a node has gone on with it for a while.
@@ -280,16 +302,32 @@ impl Nodes {
     }
 }
 
+/// Keeps how many operations of the disk had failed a while ago: they explain no end any more. Never returns.
+async fn forget<T>(boot: &Boot, failures: &AtomicU64) -> T {
+    loop {
+        let now = boot.disk.counts().failures();
+        sleep(EXPLAINS).await;
+        failures.store(now, Ordering::Relaxed);
+    }
+}
+
 impl Software for Nodes {
     fn boot(&self, boot: Boot) -> BoxFuture<()> {
         let this = self.clone();
         self.roster.boots(boot.host);
         Box::pin(async move {
-            let failures = boot.disk.counts().failures;
-            let ending = this.run(&boot).await.unwrap_or_else(|error| {
+            let failures = AtomicU64::new(boot.disk.counts().failures());
+            let running = async {
+                tokio::select! {
+                    biased;
+                    ending = this.run(&boot) => ending,
+                    never = forget(&boot, &failures) => never,
+                }
+            };
+            let ending = running.await.unwrap_or_else(|error| {
                 boot.recorder.event(format_args!("the daemon ends: {error:#}"));
                 // What a disk that fails does to a node is to end it; without such a reason it must go on.
-                if !boot.has_power() || boot.disk.counts().failures > failures {
+                if !boot.has_power() || boot.disk.counts().failures() > failures.load(Ordering::Relaxed) {
                     return Ending::Restart;
                 }
                 // Data that has rotted is refused; whoever runs the node lets it join anew then.
@@ -311,7 +349,8 @@ impl Software for Nodes {
     fn ended(&self, host: HostId) {
         self.operators.ended(host);
         self.history.ended(host);
-        drop(self.members().remove(&host));
+        let gone = self.running().remove(&host);
+        drop(gone);
     }
 
     fn verdict(&self, up: &[HostId]) -> Vec<String> {
@@ -321,9 +360,10 @@ impl Software for Nodes {
             |(host, view): &(&HostId, &View)| self.roster.installs(**host) > 0 && view.voters.contains(&view.node);
         views.iter().filter(newcomer).for_each(|_| self.roster.reached("voter-replaced"));
         failed.extend(self.gremlins.verdict(up));
-        failed.extend(converged::check(&views, voters::target(up.len(), &voters::Config::default())));
+        failed.extend(converged::check(&views));
         if let Some(ledger) = self.history.ledger(up) {
             failed.extend(self.operators.verdict(up, &ledger));
+            failed.extend(self.operators.settled(&ledger));
         }
         failed
     }
@@ -356,12 +396,16 @@ impl Software for Nodes {
         self.roster.leaves(host);
     }
 
+    fn stops(&self, host: HostId, down_us: u64) {
+        self.roster.stops(host, down_us);
+    }
+
     fn takeovers(&self) -> Vec<Takeover> {
         self.history.takeovers()
     }
 
-    fn judge(&self, running: &[(HostId, Running)], takeovers: &[Takeover]) -> Option<String> {
-        self.operators.judge(running, (takeovers, &self.history.confirmed()))
+    fn judge(&self, running: &[(HostId, Running)], destroyed: &[Destroyed], takeovers: &[Takeover]) -> Option<String> {
+        self.operators.judge(running, destroyed, (takeovers, &self.history.told()))
     }
 
     fn leader(&self, up: &[HostId]) -> Option<HostId> {

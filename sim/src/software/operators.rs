@@ -27,11 +27,13 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use crate::actor::{Blow, Boot, HostId, Recorder};
-use crate::invariants::moved::Moved;
+use crate::invariants::moved::{Destroyed, Moved, Told};
+use crate::invariants::orders::{Orders, Outcome, Ticket, Value};
 use crate::invariants::takeovers::Takeover;
 use crate::invariants::{machines_once, promises};
 use crate::kernel::{FakeRuntime, Running};
 use crate::software::budget::Budget;
+use crate::software::history::{is_shown, is_whole};
 
 /// Machines in the cluster at once.
 const MACHINES_MAX: usize = 8;
@@ -47,6 +49,10 @@ const MOVES: f64 = 0.3;
 const BLOWS: f64 = 0.1;
 const STRUCK: &str = "cut-off-in-switch";
 const LOOK: Duration = Duration::from_millis(2);
+/// How often an operator looks at all machines first.
+const LOOKS: f64 = 0.15;
+/// The label that operators change.
+const TURN: &str = "turn";
 /// How long after SWITCH has begun, so that it gets to the leader or not, and its answer back or not.
 const BLOW_AFTER_MS: std::ops::Range<u64> = 0..16;
 /// For how long: a write gives up after ten seconds.
@@ -72,6 +78,9 @@ struct Known {
     contexts: BTreeMap<HostId, Arc<Context>>,
     blows: BTreeMap<HostId, Blow>,
     moved: Moved,
+    orders: Orders,
+    /// The last label that was ordered: each is used once.
+    label: u64,
     /// What was reached how often, of what only luck brings about.
     reached: BTreeMap<String, u64>,
     acknowledged: u64,
@@ -96,6 +105,37 @@ fn told(command: &Command) -> String {
     match command {
         Command::CreateMachine { id, .. } => format!("{verb} {about} as {id}"),
         _ => format!("{verb} {about}"),
+    }
+}
+
+impl Known {
+    /// What does not hold of what a read from then to then shows of machines.
+    fn shown(&mut self, ledger: &Ledger, read: (u64, u64)) -> Vec<String> {
+        let see = |id: MachineId| {
+            let record =
+                ledger.read(|state| state.machines.get(&id).map(|it| (it.desired, it.spec.labels.get(TURN).cloned())));
+            let (desired, label) = record.unzip();
+            let label = label.map(|label| label.and_then(|label| label.parse().ok()).unwrap_or(0));
+            (id, desired.unwrap_or(Desired::Deleted), label)
+        };
+        let seen: Vec<_> = self.orders.machines().into_iter().map(see).collect();
+        let judge = |(id, desired, label): (MachineId, Desired, Option<u64>)| {
+            let values = [Some(Value::Desired(desired)), label.map(Value::Label)].into_iter().flatten();
+            values.filter_map(|value| self.orders.shown(id, value, read)).collect::<Vec<_>>()
+        };
+        seen.into_iter().flat_map(judge).collect()
+    }
+}
+
+/// What an order makes of a machine.
+fn ordered(command: &Command) -> Option<(MachineId, Value)> {
+    match command {
+        Command::CreateMachine { id, desired, .. } => Some((*id, Value::Desired(*desired))),
+        Command::SetDesired { machine, desired, .. } => Some((*machine, Value::Desired(*desired))),
+        Command::UpdateLabels { machine, patch, .. } => {
+            Some((*machine, Value::Label(patch.set.get(TURN)?.parse().ok()?)))
+        }
+        _ => None,
     }
 }
 
@@ -175,19 +215,54 @@ impl Operators {
                 }
                 continue;
             }
+            if !is_whole(ledger) {
+                continue;
+            }
+            if rng.random_bool(LOOKS) {
+                self.look(boot, ledger).await;
+            }
             let Some(command) = self.next(boot, ledger, &mut rng) else { continue };
             if !self.budget.take() {
                 return;
             }
-            let what = told(&command);
-            let answer = ledger.write(Actor::fabric(ledger.node()), None, command).await;
-            boot.recorder.event(format_args!("operator {what}: {:?}", answer.as_ref().map(|applied| applied.index)));
-            let mut known = self.known();
-            known.acknowledged += u64::from(answer.is_ok());
-            if matches!(answer, Err(LedgerError::Refused(refusal)) if refusal.code == codes::QUOTA) {
-                *known.reached.entry("quota-refused".to_owned()).or_default() += 1;
-            }
+            self.order(boot, ledger, command).await;
         }
+    }
+
+    /// Orders something, and notes what came of it.
+    async fn order(&self, boot: &Boot, ledger: &Ledger, command: Command) {
+        let what = told(&command);
+        // In the book before it is asked for: a crash of this host leaves it unknown.
+        let ticket =
+            ordered(&command).map(|(id, value)| self.known().orders.begin(id, value, boot.recorder.world_us()));
+        let answer = ledger.write(Actor::fabric(ledger.node()), None, command).await;
+        boot.recorder.event(format_args!("operator {what}: {:?}", answer.as_ref().map(|applied| applied.index)));
+        let outcome = match &answer {
+            Ok(_) => Outcome::Done,
+            Err(LedgerError::Refused(_) | LedgerError::NoLeader { .. }) => Outcome::Refused,
+            Err(_) => Outcome::Unknown,
+        };
+        let mut known = self.known();
+        known.acknowledged += u64::from(answer.is_ok());
+        let end = |ticket: Ticket| known.orders.end(ticket, outcome, boot.recorder.world_us());
+        ticket.and_then(end).into_iter().for_each(|found| boot.recorder.violation(&found));
+        if matches!(answer, Err(LedgerError::Refused(refusal)) if refusal.code == codes::QUOTA) {
+            *known.reached.entry("quota-refused".to_owned()).or_default() += 1;
+        }
+    }
+
+    /// Looks at all machines so that the answer is as good as asking all nodes.
+    async fn look(&self, boot: &Boot, ledger: &Ledger) {
+        let begun_us = boot.recorder.world_us();
+        if is_shown(ledger).await {
+            let found = self.known().shown(ledger, (begun_us, boot.recorder.world_us()));
+            found.into_iter().for_each(|found| boot.recorder.violation(&found));
+        }
+    }
+
+    /// After the calm, when all copies are the same: what does not hold of what was ordered.
+    pub fn settled(&self, ledger: &Ledger) -> Vec<String> {
+        self.known().shown(ledger, (u64::MAX, u64::MAX))
     }
 
     /// Has a machine moved, as the admin port does.
@@ -234,13 +309,21 @@ impl Operators {
     }
 
     /// What does not hold of what runs now.
-    pub fn judge(&self, running: &[(HostId, Running)], told: (&[Takeover], &[(MachineId, u64)])) -> Option<String> {
+    pub fn judge(
+        &self,
+        running: &[(HostId, Running)],
+        destroyed: &[Destroyed],
+        (takeovers, told): (&[Takeover], &[Told]),
+    ) -> Option<String> {
         let mut known = self.known();
-        let Known { moved, contexts, .. } = &mut *known;
-        let (takeovers, confirmed) = told;
+        let Known { moved, contexts, orders, .. } = &mut *known;
         takeovers.iter().for_each(|takeover| moved.taken_over(*takeover));
-        confirmed.iter().for_each(|(machine, epoch)| moved.confirmed(*machine, *epoch));
-        moved.check(running, |host, id| contexts.get(&host)?.ledger.read(|state| state.machines.get(&id)?.placement))
+        told.iter().for_each(|told| moved.told(*told));
+        let mut destroyed = destroyed.iter();
+        let lost = destroyed.find_map(|copy| moved.destroyed(copy, orders.may_be_deleted(copy.machine)));
+        let placed =
+            |host, id| contexts.get(&host).and_then(|at| at.ledger.read(|state| state.machines.get(&id)?.placement));
+        lost.or_else(|| moved.check(running, placed))
     }
 
     /// A boot is over: notes which moves it ended the one or the other end of.
@@ -323,7 +406,9 @@ impl Operators {
             (_, Desired::Stopped) => Some(want(Desired::Running)),
             (2, _) => Some(Command::RestartMachine { machine, expected_revision: None }),
             (3, _) => {
-                let set = Labels::from([("turn".to_owned(), rng.random_range(0..9).to_string())]);
+                let mut known = self.known();
+                known.label += 1;
+                let set = Labels::from([(TURN.to_owned(), known.label.to_string())]);
                 let patch = LabelPatch { set, ..LabelPatch::default() };
                 Some(Command::UpdateLabels { machine, patch, expected_revision: None })
             }
@@ -335,7 +420,9 @@ impl Operators {
     pub fn verdict(&self, up: &[HostId], ledger: &Ledger) -> Vec<String> {
         let mut known = self.known();
         let nodes = known.nodes.clone();
-        let (wanted, epochs) = ledger.read(|state| {
+        let (wanted, epochs, left) = ledger.read(|state| {
+            let left = state.machines.values().filter(|record| record.desired == Desired::Deleted);
+            let left: Vec<_> = left.map(|record| format!("I9: machine {:?} should be gone", record.id)).collect();
             let running = state.machines.values().filter(|record| record.desired == Desired::Running);
             let running =
                 running.filter(|record| record.placement.is_some() || promises::fits_somewhere(state, record));
@@ -343,7 +430,7 @@ impl Operators {
                 record.placement.and_then(|placement| Some((*nodes.get(&placement.node)?, placement.epoch)))
             };
             let wanted: BTreeMap<_, _> = running.map(|record| (record.id, place(record))).collect();
-            (wanted, state.machines.values().map(|record| record.epoch).max().unwrap_or(0))
+            (wanted, state.machines.values().map(|record| record.epoch).max().unwrap_or(0), left)
         });
         known.epochs = epochs;
         let kernels = up.iter().filter_map(|host| known.kernels.get(host).map(|kernel| (*host, kernel)));
@@ -351,6 +438,7 @@ impl Operators {
             .flat_map(|(host, kernel)| kernel.running().into_iter().map(move |machine| (host, machine)))
             .collect();
         let mut failed = machines_once::check(&wanted, &running);
+        failed.extend(left);
         let closed = known.contexts.iter().filter(|(host, _)| up.contains(host)).flat_map(|(host, context)| {
             let unpublished = context.unpublished.borrow();
             unpublished.values().map(|why| format!("I3: {host}: {why}")).collect::<Vec<_>>()

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fabric::ids::NodeId;
+use fabric::model::Role;
 use fabric::token::JoinToken;
 
 use crate::actor::HostId;
@@ -27,11 +28,15 @@ struct Known {
     waiting: BTreeSet<HostId>,
     /// Hosts that are to leave.
     leaving: BTreeSet<HostId>,
+    /// Hosts whose daemon is to stop, and for how long, in microseconds.
+    stopping: BTreeMap<HostId, u64>,
     /// Nodes that were ever to leave: their removal may be a word that came late.
     left: BTreeSet<NodeId>,
     /// Hosts whose disk has rotted, and that have not been up for long since.
     rotten: BTreeSet<HostId>,
     admissions: Admissions,
+    /// Hosts that run machines only.
+    workers: BTreeSet<HostId>,
     /// What was reached how often.
     reached: BTreeMap<String, u64>,
 }
@@ -57,7 +62,19 @@ impl Roster {
 
     /// A host boots.
     pub fn boots(&self, host: HostId) {
-        self.known().hosts.insert(host);
+        let mut known = self.known();
+        known.hosts.insert(host);
+        known.stopping.remove(&host);
+    }
+
+    /// A host's daemon is to stop.
+    pub fn stops(&self, host: HostId, down_us: u64) {
+        self.known().stopping.insert(host, down_us);
+    }
+
+    /// For how long a host's daemon is to stop, if it is.
+    pub fn stopping(&self, host: HostId) -> Option<u64> {
+        self.known().stopping.get(&host).copied()
     }
 
     /// How often a host was installed anew.
@@ -167,6 +184,22 @@ impl Roster {
         let host = known.waiting.iter().copied().find(|host| known.installs.contains_key(host))?;
         known.waiting.remove(&host);
         Some(host)
+    }
+
+    /// How many other hosts than this one may vote.
+    pub fn others_who_vote(&self, host: HostId) -> usize {
+        let known = self.known();
+        known.hosts.iter().filter(|other| **other != host && !known.workers.contains(other)).count()
+    }
+
+    /// A host is to join in this role.
+    pub fn joins_as(&self, host: HostId, role: Role) {
+        let mut known = self.known();
+        known.workers.remove(&host);
+        if role == Role::Worker {
+            known.workers.insert(host);
+            *known.reached.entry("worker".to_owned()).or_default() += 1;
+        }
     }
 
     /// A token for one node.
