@@ -14,7 +14,6 @@ use smartnode_sim::software::budget::Budget;
 use smartnode_sim::software::calls::Calls;
 use smartnode_sim::software::cluster::Cluster;
 use smartnode_sim::software::fragile::Fragile;
-use smartnode_sim::software::leaky::Leak;
 use smartnode_sim::software::ledger::Ledgers;
 use smartnode_sim::software::node::Nodes;
 use smartnode_sim::software::ping::{Ping, Pings};
@@ -24,6 +23,7 @@ use tracing::level_filters::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt as _;
 
 pub mod child;
+mod leaks;
 pub mod membership;
 pub mod replay;
 pub mod run;
@@ -86,9 +86,25 @@ pub enum What {
     #[value(hide = true)]
     LeakThread,
     #[value(hide = true)]
+    LeakProcess,
+    #[value(hide = true)]
+    LeakFork,
+    #[value(hide = true)]
     LeakSocket,
     #[value(hide = true)]
+    LeakName,
+    #[value(hide = true)]
     LeakFile,
+    #[value(hide = true)]
+    LeakMetadata,
+    #[value(hide = true)]
+    LeakRename,
+    #[value(hide = true)]
+    LeakRemoval,
+    #[value(hide = true)]
+    LeakDirectory,
+    #[value(hide = true)]
+    LeakListing,
 }
 
 impl Settings {
@@ -100,10 +116,18 @@ impl Settings {
             What::Ledger => Arc::new(Ledgers::new(Cluster::new(seed, self.nodes)?, calm_us, budget)),
             What::Node => Arc::new(Nodes::new(calm_us, budget)),
             What::Fragile => Arc::new(Fragile),
-            What::LeakWallClock => Arc::new(Leak::WallClock),
-            What::LeakThread => Arc::new(Leak::Thread),
-            What::LeakSocket => Arc::new(Leak::Socket),
-            What::LeakFile => Arc::new(Leak::File),
+            What::LeakWallClock => Arc::new(leaks::WALL_CLOCK),
+            What::LeakThread => Arc::new(leaks::THREAD),
+            What::LeakProcess => Arc::new(leaks::PROCESS),
+            What::LeakFork => Arc::new(leaks::FORK),
+            What::LeakSocket => Arc::new(leaks::SOCKET),
+            What::LeakName => Arc::new(leaks::NAME),
+            What::LeakFile => Arc::new(leaks::FILE),
+            What::LeakMetadata => Arc::new(leaks::METADATA),
+            What::LeakRename => Arc::new(leaks::RENAME),
+            What::LeakRemoval => Arc::new(leaks::REMOVAL),
+            What::LeakDirectory => Arc::new(leaks::DIRECTORY),
+            What::LeakListing => Arc::new(leaks::LISTING),
         })
     }
 

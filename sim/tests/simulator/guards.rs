@@ -7,15 +7,23 @@ fn software_that_reaches_past_the_seams_is_stopped_and_named() {
     let leaks = [
         ("wall-clock", "the host's wall or boot clock"),
         ("thread", "a thread"),
+        ("process", "a process"),
+        ("fork", "a process"),
         ("socket", "a socket"),
+        ("name", "the host's name service"),
         ("file", "a file"),
+        ("metadata", "a file"),
+        ("rename", "a file"),
+        ("removal", "a file"),
+        ("directory", "a directory"),
+        ("listing", "a directory"),
     ];
     for (leak, reached_for) in leaks {
         let output = start(&format!("--seed 1 --seconds 20 --software leak-{leak}")).output();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success(), "{leak}");
         assert!(said.contains(&format!("simulated software reached for {reached_for}")), "{leak}: {said}");
-        assert!(said.contains("leaky"), "{leak}: the caller is not named: {said}");
+        assert!(said.contains("leaks"), "{leak}: the caller is not named: {said}");
     }
 }
 
