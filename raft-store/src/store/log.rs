@@ -454,6 +454,10 @@ impl Writer {
             RuntimeFlavor::MultiThread => {
                 let (wake, woken) = std::sync::mpsc::sync_channel(1);
                 let thread = std::thread::Builder::new().name("ledger-log".into());
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "a runtime of one thread, as the simulator's, has a task"
+                )]
                 thread.spawn(move || self.run_on_thread(&woken)).expect("the system has a thread for the ledger");
                 Wake::Thread(wake)
             }

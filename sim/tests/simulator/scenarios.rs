@@ -6,6 +6,7 @@ use crate::runs::command;
 
 fn shipped() -> Vec<PathBuf> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
+    #[expect(clippy::disallowed_methods, reason = "a directory of the sources")]
     let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
     let mut scripts: Vec<PathBuf> =
         entries.filter(|path| path.extension().is_some_and(|extension| extension == "scenario")).collect();
