@@ -97,14 +97,24 @@ fn bounded<T: PartialOrd + std::fmt::Debug>(what: &'static str, value: T, least:
     Err(RunError::OutOfBounds { what, value: format!("{value:?}"), allowed: format!("{least:?} to {most:?}") })
 }
 
+impl Config {
+    /// Whether there can be such a run.
+    ///
+    /// # Errors
+    /// When a number is out of bounds.
+    pub fn check(&self) -> Result<(), RunError> {
+        bounded("the number of nodes", self.hosts, 1, HOSTS_MAX)?;
+        bounded("the length of the run", self.length, self.peace + self.calm, RUN_MAX)
+    }
+}
+
 impl World {
     /// Prepares a run of `software` on every host, recorded in `trace`.
     ///
     /// # Errors
     /// When the program does not interpose libc's entropy, or a number is out of bounds.
     pub fn new(config: Config, software: Arc<dyn Software>, trace: Trace) -> Result<Self, RunError> {
-        bounded("the number of nodes", config.hosts, 1, HOSTS_MAX)?;
-        bounded("the length of the run", config.length, config.peace + config.calm, RUN_MAX)?;
+        config.check()?;
         if !ambient::is_interposed() {
             return Err(RunError::NotInterposed);
         }

@@ -135,12 +135,8 @@ impl Settings {
         Duration::from_secs(self.seconds).saturating_sub(CALM).as_micros() as u64
     }
 
-    /// Runs a seed in this process, recorded in `sink` too.
-    ///
-    /// # Errors
-    /// When it cannot begin, or its record cannot be written: then with the command that runs it again.
-    pub fn run(&self, seed: u64, sink: Option<Box<dyn Sink>>) -> anyhow::Result<Report> {
-        let config = Config {
+    fn config(&self, seed: u64) -> Config {
+        Config {
             seed,
             hosts: self.nodes,
             length: Duration::from_secs(self.seconds),
@@ -148,8 +144,23 @@ impl Settings {
             calm: CALM,
             faults: self.faults.clone(),
             skip: self.skip.clone().unwrap_or_default(),
-        };
-        let world = World::new(config, self.software(seed)?, Trace::new(sink))?;
+        }
+    }
+
+    /// Whether there can be such a run. Asked first of all: whatever is made of these numbers takes them for granted.
+    ///
+    /// # Errors
+    /// When a number is out of bounds.
+    pub fn check(&self) -> Result<(), RunError> {
+        self.config(0).check()
+    }
+
+    /// Runs a seed in this process, recorded in `sink` too.
+    ///
+    /// # Errors
+    /// When it cannot begin, or its record cannot be written: then with the command that runs it again.
+    pub fn run(&self, seed: u64, sink: Option<Box<dyn Sink>>) -> anyhow::Result<Report> {
+        let world = World::new(self.config(seed), self.software(seed)?, Trace::new(sink))?;
         let heard = Heard::default();
         let listening = LevelFilter::current() == LevelFilter::OFF;
         let _listens =

@@ -47,8 +47,9 @@ impl Replay {
     /// Runs the seed and tells it.
     ///
     /// # Errors
-    /// When node or machine are not in it, or it cannot be told to its end.
+    /// When it cannot begin, node or machine are not in it, or it cannot be told to its end.
     pub fn go(&self) -> anyhow::Result<ExitCode> {
+        self.settings.check()?;
         let (timeline, findings) = Timeline::new(BufWriter::new(io::stdout()), self.filter()?);
         let report =
             self.settings.run(self.seed, Some(Box::new(timeline))).context("the story was not told to its end")?;

@@ -43,6 +43,7 @@ impl Run {
     /// # Errors
     /// When it cannot begin or its trace cannot be written.
     pub fn go(&self) -> anyhow::Result<ExitCode> {
+        self.settings.check()?;
         if let Some(level) = self.log {
             logs::start(level);
         }

@@ -34,6 +34,7 @@ impl Shrink {
     /// # Errors
     /// When the seed does not fail to begin with.
     pub fn go(&self) -> anyhow::Result<ExitCode> {
+        self.settings.check()?;
         ensure!(self.runs > 0, "--runs is 0: at least the first run is needed");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (seed, wall) = (self.seed, Duration::from_secs(self.wall));

@@ -139,6 +139,7 @@ impl Swarm {
         // A short one need not come everywhere.
         let whole = self.settings.software == What::Node && self.settings.faults.is_all();
         if whole && summary.seeds >= LONG_SWARM {
+        self.settings.check()?;
             summary.unreached = coverage::missing(&summary.tally);
         }
         match self.output {

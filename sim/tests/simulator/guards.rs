@@ -51,6 +51,10 @@ fn orders_that_make_no_sense_are_refused_with_the_value() {
         ("replay 1 --node 4", "there is no node 4: this run has nodes 1 to 3"),
         ("replay x", "invalid value 'x'"),
         ("replay 1 --skip 3-x", "\"3-x\" is no list of actions"),
+        ("replay 1 --nodes 10001", "the number of nodes is 10001, allowed are 1 to 10000"),
+        ("swarm --seeds 1 --nodes 18446744073709551615", "the number of nodes is 18446744073709551615"),
+        ("swarm --seeds 1 --seconds 86401", "the length of the run is 86401s, allowed are 18s to 86400s"),
+        ("shrink 1 --nodes 0", "the number of nodes is 0"),
         ("shrink 1 --runs 0", "--runs is 0"),
         ("shrink 1 --software ping --seconds 20", "seed 1 does not fail"),
     ];
@@ -65,7 +69,9 @@ fn orders_that_make_no_sense_are_refused_with_the_value() {
 fn what_is_out_of_bounds_is_refused_with_the_value() {
     let refusals = [
         ("--seed 1 --nodes 0", "the number of nodes is 0, allowed are 1 to 10000"),
+        ("--software ledger --seed 1 --nodes 18446744073709551615", "the number of nodes is 18446744073709551615"),
         ("--seed 1 --seconds 5", "the length of the run is 5s"),
+        ("--seed 1 --seconds 18446744073709551615", "the length of the run is 18446744073709551615s"),
         ("--seed 1 --faults gremlins", "\"gremlins\" is no fault; known are all, usual, none, loss"),
         ("--seed x", "invalid value 'x'"),
     ];
