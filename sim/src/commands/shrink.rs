@@ -32,7 +32,7 @@ impl Shrink {
     /// Shrinks, and prints the command of the smallest run that fails.
     ///
     /// # Errors
-    /// When the seed does not fail to begin with.
+    /// When a number is out of bounds, or the seed does not fail to begin with.
     pub fn go(&self) -> anyhow::Result<ExitCode> {
         self.settings.check()?;
         ensure!(self.runs > 0, "--runs is 0: at least the first run is needed");
@@ -46,6 +46,7 @@ impl Shrink {
         let wanted = kind(violation).to_owned();
         eprintln!("seed {seed} fails by {wanted}: {violation}");
         let mut shrinker = Shrinker::new(self.settings.clone(), first.report.as_ref());
+        let mut last = first;
         for count in 1..self.runs {
             let Some(candidate) = shrinker.candidate() else { break };
             let outcome = run(&candidate)?;
@@ -53,11 +54,12 @@ impl Shrink {
             let result = if same { "still fails" } else { "does not" };
             eprintln!("{count:>4} {result}: {}", candidate.arguments());
             shrinker.learn(same.then_some(outcome.report.as_ref()));
+            if same {
+                last = outcome;
+            }
         }
-        let smallest = shrinker.smallest();
-        let last = run(smallest)?;
         last.failed.iter().for_each(|violation| println!("{violation}"));
-        println!("smartnode-sim replay {seed} {}", smallest.arguments());
+        println!("smartnode-sim replay {seed} {}", shrinker.smallest().arguments());
         Ok(ExitCode::SUCCESS)
     }
 }

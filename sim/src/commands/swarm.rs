@@ -92,6 +92,11 @@ impl Summary {
         self.failures.truncate(FAILURES_LISTED_MAX);
     }
 
+    /// How many seeds have been run.
+    fn ran(&self) -> u64 {
+        self.clean + self.failed
+    }
+
     fn tell(&self) {
         for Failure { seed, violations, replay } in &self.failures {
             println!("seed {seed} FAILED");
@@ -104,7 +109,11 @@ impl Summary {
         }
         let Summary { from, seeds, clean, failed, wall_seconds, node_seconds_per_second, .. } = self;
         let last = from + (seeds - 1);
-        println!("seeds {from} to {last}: {clean} clean, {failed} failed");
+        let left = match seeds - self.ran() {
+            0 => String::new(),
+            left => format!(", {left} not run"),
+        };
+        println!("seeds {from} to {last}: {clean} clean, {failed} failed{left}");
         println!("{wall_seconds:.1} s, {node_seconds_per_second:.0} node-seconds a second for each process");
         let tally: Vec<String> = self.tally.iter().map(|(what, count)| format!("{what}={count}")).collect();
         println!("{}", tally.join(" "));
@@ -130,16 +139,16 @@ impl Swarm {
     /// # Errors
     /// When it cannot begin.
     pub fn go(&self) -> anyhow::Result<ExitCode> {
+        self.settings.check()?;
         ensure!((1..=SEEDS_MAX).contains(&self.seeds), "--seeds is {}, allowed are 1 to {SEEDS_MAX}", self.seeds);
         let last = self.from.checked_add(self.seeds).context("the last seed does not fit 64 bits: lower --from")?;
-        let jobs = self.jobs.unwrap_or_else(|| available_parallelism().map_or(1, |n| n.get() as u64));
+        let jobs = self.jobs.unwrap_or_else(|| available_parallelism().map_or(1, |n| JOBS_MAX.min(n.get() as u64)));
         ensure!((1..=JOBS_MAX).contains(&jobs), "--jobs is {jobs}, allowed are 1 to {JOBS_MAX}");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let mut summary = runtime.block_on(self.run(self.from..last, jobs))?;
-        // A short one need not come everywhere.
+        // One that is short, or was cut short, need not come everywhere.
         let whole = self.settings.software == What::Node && self.settings.faults.is_all();
-        if whole && summary.seeds >= LONG_SWARM {
-        self.settings.check()?;
+        if whole && summary.found.is_none() && summary.seeds >= LONG_SWARM {
             summary.unreached = coverage::missing(&summary.tally);
         }
         match self.output {
@@ -179,9 +188,9 @@ impl Swarm {
         }
         bar.finish_and_clear();
         summary.wall_seconds = began.elapsed().as_secs_f64();
-        summary.seeds = summary.clean + summary.failed;
-        let simulated = (summary.seeds * self.settings.nodes * self.settings.seconds) as f64;
-        summary.node_seconds_per_second = simulated / (summary.wall_seconds * jobs.min(self.seeds) as f64);
+        let simulated = [summary.ran(), self.settings.nodes, self.settings.seconds].map(|n| n as f64);
+        let spent = summary.wall_seconds * jobs.min(self.seeds) as f64;
+        summary.node_seconds_per_second = simulated.into_iter().product::<f64>() / spent;
         Ok(summary)
     }
 
@@ -190,7 +199,7 @@ impl Swarm {
         if let Some(first) = outcome.failed.first() {
             bar.suspend(|| eprintln!("seed {}: {first}", outcome.seed));
         }
-        let done = summary.clean + summary.failed + 1;
+        let done = summary.ran() + 1;
         if bar.is_hidden() && done.is_multiple_of(self.seeds.div_ceil(10)) {
             eprintln!("{done} of {} seeds", self.seeds);
         }
