@@ -6,7 +6,7 @@ use std::time::Duration;
 pub const DISK_BYTES: u64 = 1 << 30;
 /// Largest small file, as the real disk has it.
 pub const SMALL_FILE_BYTES_MAX: usize = 16 << 20;
-/// Most hosts in one world: their addresses are of one /16.
+/// Most hosts in one world. Their addresses, of one /8, would do for more.
 pub const HOSTS_MAX: u64 = 10_000;
 /// Most nodes of a crowd: twice as many as are supported.
 pub const CROWD_MAX: usize = 10_000;

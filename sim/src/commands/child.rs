@@ -10,8 +10,8 @@ use tokio::time::timeout;
 
 use crate::commands::Settings;
 
-/// Characters kept of what a run that gave no report said last.
-const LAST_WORDS_MAX: usize = 2_000;
+/// Characters kept of what a run that gave no report said first.
+const FIRST_WORDS_MAX: usize = 2_000;
 
 /// What came of a run in its own process.
 #[derive(Debug)]
@@ -32,10 +32,11 @@ pub fn program() -> io::Result<std::path::PathBuf> {
     std::env::current_exe()
 }
 
-fn last_words(stderr: &[u8]) -> String {
+/// The line that says why: whatever ends a run says that first, and backtraces follow.
+fn first_words(stderr: &[u8]) -> String {
     let text = String::from_utf8_lossy(stderr);
     let first = text.lines().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
-    first.chars().take(LAST_WORDS_MAX).collect()
+    first.chars().take(FIRST_WORDS_MAX).collect()
 }
 
 /// Runs a seed, for at most so long of the real world's time; its process ends with the future.
@@ -56,7 +57,7 @@ pub async fn run(seed: u64, settings: &Settings, wall: Duration) -> io::Result<O
     Ok(match serde_json::from_slice::<Report>(&output.stdout) {
         Ok(report) => Outcome { seed, failed: report.violations.clone(), report: Some(report) },
         Err(_) => {
-            let failed = vec![format!("died: {}: {}", output.status, last_words(&output.stderr))];
+            let failed = vec![format!("died: {}: {}", output.status, first_words(&output.stderr))];
             Outcome { seed, report: None, failed }
         }
     })
