@@ -217,6 +217,12 @@ pub trait Software: fmt::Debug + Send + Sync {
         Some("this software can tell nothing of it".to_owned())
     }
 
+    /// What a script's record tells of a moment, in a line: what changes when the behaviour does. Nothing for software that
+    /// no script is run with.
+    fn facts(&self, _up: &[HostId]) -> String {
+        String::new()
+    }
+
     /// What it did how often, the same for the same run.
     fn counts(&self) -> BTreeMap<String, u64>;
 }

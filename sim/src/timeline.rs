@@ -139,6 +139,7 @@ impl<W: Write + Send> Sink for Timeline<W> {
                 let place = if host.0 == 0 { "world".to_owned() } else { host.to_string() };
                 self.show(at_us, &place, "event", what)
             }
+            Record::Script { line, facts, .. } => self.show(at_us, "world", "script", &format!("{line} ({facts})")),
             Record::Violation(what) => self.show(at_us, "world", "violation", what),
         }
     }

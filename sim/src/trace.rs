@@ -41,6 +41,15 @@ pub enum Record<'a> {
     },
     /// Something happened at a host; host 0 is the world.
     Event(HostId, &'a str),
+    /// A line of the script was done or judged.
+    Script {
+        /// The line.
+        line: &'a str,
+        /// Whether it could be done, or held.
+        held: bool,
+        /// How things were then.
+        facts: &'a str,
+    },
     /// An invariant does not hold.
     Violation(&'a str),
 }
@@ -52,6 +61,9 @@ impl Record<'_> {
                 format!("{at_us} {from}>{to} {} bytes {fate:?}", bytes.len())
             }
             Record::Event(host, what) => format!("{at_us} {host} {what}"),
+            Record::Script { line, held, facts } => {
+                format!("{at_us} script {} {line} ({facts})", if *held { "ok" } else { "FAILED" })
+            }
             Record::Violation(what) => format!("{at_us} VIOLATION {what}"),
         }
     }
@@ -59,7 +71,7 @@ impl Record<'_> {
     fn bytes(&self) -> &[u8] {
         match self {
             Record::Packet { bytes, .. } => bytes,
-            Record::Event(..) | Record::Violation(_) => &[],
+            Record::Event(..) | Record::Script { .. } | Record::Violation(_) => &[],
         }
     }
 }
@@ -145,6 +157,11 @@ impl Trace {
     /// Records what happened at a host.
     pub fn event(&self, at_us: u64, host: HostId, what: &dyn fmt::Display) {
         self.book().record(at_us, &Record::Event(host, &what.to_string()));
+    }
+
+    /// Records what came of a line of the script.
+    pub fn script(&self, at_us: u64, line: &str, held: bool, facts: &str) {
+        self.book().record(at_us, &Record::Script { line, held, facts });
     }
 
     /// Records that an invariant does not hold.

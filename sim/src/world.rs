@@ -157,11 +157,15 @@ impl World {
             self.follow_script();
             self.quantum();
         }
+        // Else what the script does in the last quantum would befall the calm.
+        self.follow_script();
         self.calm();
         while self.now_us < end_us && !self.around.trace.is_broken() {
             self.follow_script();
             self.quantum();
         }
+        // Else what it expects in the last quantum would never be judged.
+        self.follow_script();
         self.finish()
     }
 
@@ -245,10 +249,13 @@ impl World {
     /// Does and judges what the script says for now.
     fn follow_script(&mut self) {
         while let Some(step) = self.script.pop_front_if(|step| step.at_us <= self.now_us) {
+            let up = self.up();
+            let facts = self.observe(|software| software.facts(&up));
             let complaint = match &step.what {
                 script::What::Do(deed) => self.perform(deed).err(),
                 script::What::Expect(expectation) => self.judge(expectation),
             };
+            self.around.trace.script(self.now_us, &step.text, complaint.is_none(), &facts);
             if let Some(complaint) = complaint {
                 self.around.trace.violation(self.now_us, &format!("scenario: {}: {complaint}", step.text));
             }

@@ -17,7 +17,7 @@ use crate::faults::{Action, Faults};
 
 mod parse;
 
-pub use parse::{ScenarioError, parse};
+pub use parse::{ScenarioError, decode, parse};
 
 /// Hosts, by number or by what they are at that moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub enum Who {
     Hosts(Vec<HostId>),
     /// Whoever leads the ledger.
     Leader,
+    /// The first host that does not.
+    Follower,
     /// All hosts that the rest of the line does not name.
     Others,
 }
@@ -172,6 +174,11 @@ impl Cast<'_> {
         match who {
             Who::Hosts(hosts) => Ok(hosts.clone()),
             Who::Leader => Ok(vec![self.leader.ok_or("nobody leads")?]),
+            Who::Follower => {
+                let leader = self.leader.ok_or("nobody leads")?;
+                let follower = self.hosts.iter().copied().find(|host| *host != leader);
+                Ok(vec![follower.ok_or("nobody follows")?])
+            }
             Who::Others => {
                 let named = rest.map(|rest| self.hosts(rest, None)).transpose()?.unwrap_or_default();
                 Ok(self.hosts.iter().copied().filter(|host| !named.contains(host)).collect())
@@ -239,8 +246,13 @@ mod tests {
         assert_eq!(cast.actions(&cut(false)).unwrap(), [Action::Cut(one_way)]);
         let Action::Cut(pairs) = &cast.actions(&cut(true)).unwrap()[0] else { panic!("a cut") };
         assert_eq!(pairs.len(), 4);
+        let link = Deed::Cut { from: Who::Leader, to: Who::Follower, both: false };
+        assert_eq!(cast.actions(&link).unwrap(), [Action::Cut(vec![(HostId(2), HostId(1))])]);
         let nobody = Cast { leader: None, ..cast };
         assert_eq!(nobody.actions(&cut(true)).unwrap_err(), "nobody leads");
+        assert_eq!(nobody.hosts(&Who::Follower, None).unwrap_err(), "nobody leads");
+        let alone = Cast { hosts: &hosts[..1], leader: Some(HostId(1)) };
+        assert_eq!(alone.hosts(&Who::Follower, None).unwrap_err(), "nobody follows");
         assert_eq!(nobody.actions(&Deed::Pause(Who::Others, 5)).unwrap().len(), 3, "all, where nobody is named");
     }
 }

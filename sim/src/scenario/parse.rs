@@ -85,16 +85,17 @@ impl<'a> Words<'a> {
     }
 
     fn who(&mut self, nodes: u64) -> Result<Who, ScenarioError> {
-        let word = self.take("who: leader, others, or hosts such as h1,h3")?;
+        let word = self.take("who: leader, follower, others, or hosts such as h1,h3")?;
         match word {
             "leader" => return Ok(Who::Leader),
+            "follower" => return Ok(Who::Follower),
             "others" => return Ok(Who::Others),
             _ => {}
         }
         let host = |name: &str| {
             let number = name.strip_prefix('h').and_then(|number| number.parse().ok());
             let known = number.filter(|number| (1..=nodes).contains(number)).map(HostId);
-            known.ok_or_else(|| self.complain(format!("{name:?} is none of leader, others, h1 to h{nodes}")))
+            known.ok_or_else(|| self.complain(format!("{name:?} is none of leader, follower, others, h1 to h{nodes}")))
         };
         word.split(',').map(host).collect::<Result<_, _>>().map(Who::Hosts)
     }
@@ -200,6 +201,19 @@ fn expectation(words: &mut Words<'_>, nodes: u64) -> Result<Expectation, Scenari
     }
 }
 
+/// A script's bytes as text.
+///
+/// # Errors
+/// The first character that is none.
+pub fn decode(bytes: &[u8]) -> Result<&str, ScenarioError> {
+    str::from_utf8(bytes).map_err(|error| {
+        let good = String::from_utf8_lossy(&bytes[..error.valid_up_to()]);
+        let last = good.rsplit('\n').next().unwrap_or_default();
+        let (line, column) = (good.matches('\n').count() + 1, last.chars().count() + 1);
+        ScenarioError { line, column, problem: "this is no UTF-8".to_owned() }
+    })
+}
+
 /// Reads a script whose runs end with a calm of this length.
 ///
 /// # Errors
@@ -300,13 +314,25 @@ mod tests {
     }
 
     #[test]
+    fn bytes_that_are_no_text_are_told_with_line_and_column() {
+        assert_eq!(decode("nodes 3 # fünf\n".as_bytes()), Ok("nodes 3 # fünf\n"));
+        for (bytes, place) in [
+            (&b"\xff"[..], "line 1, column 1"),
+            (b"nodes 3\r\nat 9s \xffheal\n", "line 2, column 7"),
+            (b"# f\xc3\xbcnf \xc3", "line 1, column 8"),
+        ] {
+            assert_eq!(decode(bytes).unwrap_err().to_string(), format!("{place}: this is no UTF-8"));
+        }
+    }
+
+    #[test]
     fn what_cannot_be_read_is_told_with_line_and_column() {
         let cases = [
             ("nodes x", "line 1, column 7: \"x\" is not a number of nodes"),
             ("nodes 0", "line 1, column 7: nodes are 1 to"),
             ("\nwhatever", "line 2, column 1: \"whatever\" is none of seed, nodes"),
             ("at 10s explode h1", "line 1, column 8: \"explode\" is none of expect, heal, cut"),
-            ("at 10s pause h4 for 2s", "line 1, column 14: \"h4\" is none of leader, others, h1 to h3"),
+            ("at 10s pause h4 for 2s", "line 1, column 14: \"h4\" is none of leader, follower, others, h1 to h3"),
             ("at 10s pause h1", "line 1, column 16: \"for\" is missing"),
             ("at 10m heal", "line 1, column 4: \"10m\" is no time"),
             ("at 10s heal now", "line 1, column 13: \"now\" is one word too many"),

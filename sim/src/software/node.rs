@@ -416,6 +416,16 @@ impl Software for Nodes {
         self.judge(expectation, moment).unwrap_or_else(Some)
     }
 
+    fn facts(&self, up: &[HostId]) -> String {
+        let leads = self.views(self.history.leader(up).as_slice()).into_iter().next();
+        let leads = leads.map_or("nobody leads".to_owned(), |(host, view)| {
+            let others = view.alive.iter().filter(|node| **node != view.node).count();
+            format!("{host} leads, others alive to it: {others}, voters: {}", view.voters.len())
+        });
+        let takeovers = self.history.counts().get("takeovers").copied().unwrap_or_default();
+        format!("{leads}, takeovers so far: {takeovers}")
+    }
+
     fn counts(&self) -> BTreeMap<String, u64> {
         let mut counts = self.history.counts();
         counts.extend(self.operators.counts());

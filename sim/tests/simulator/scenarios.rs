@@ -39,28 +39,66 @@ fn the_other_scenarios_hold_and_say_what_is_recorded() {
     check(2);
 }
 
+fn write(path: &Path, script: &[u8]) {
+    #[expect(clippy::disallowed_methods, reason = "a file of the test")]
+    std::fs::write(path, script).unwrap();
+}
+
 #[test]
 fn a_scenario_that_cannot_be_read_is_refused_with_line_and_column() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("bad.scenario");
-    #[expect(clippy::disallowed_methods, reason = "a file of the test")]
-    std::fs::write(&path, "nodes 3\nat 10s explode h1\n").unwrap();
-    let (code, _, said) = command(&format!("scenario {}", path.display())).told();
-    assert_eq!(code, Some(2), "{said}");
-    assert!(said.contains("bad.scenario: line 2, column 8: \"explode\" is none of"), "{said}");
+    for (script, reason) in [
+        (&b"nodes 3\nat 10s explode h1\n"[..], "bad.scenario: line 2, column 8: \"explode\" is none of"),
+        (b"nodes 3\nat 10s \xff\n", "bad.scenario: line 2, column 8: this is no UTF-8"),
+    ] {
+        write(&path, script);
+        let (code, _, said) = command(&format!("scenario {}", path.display())).told();
+        assert_eq!(code, Some(2), "{said}");
+        assert!(said.contains(reason), "{said}");
+    }
+}
+
+#[test]
+fn what_has_no_end_or_would_be_overwritten_is_no_scenario() {
+    for (file, reason) in
+        [("/dev/zero", "/dev/zero has more than 1048576 bytes"), ("my.out", "my.out is where its own record would go")]
+    {
+        let (code, _, said) = command(&format!("scenario {file}")).told();
+        assert_eq!(code, Some(2), "{said}");
+        assert!(said.contains(reason), "{said}");
+    }
+}
+
+#[test]
+fn a_run_of_another_seed_is_not_recorded() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("short.scenario");
+    write(&path, b"nodes 1\nseconds 20\nat 19s expect leader\n");
+    let out = command(&format!("scenario {} --seed 2", path.display())).success();
+    assert!(out.contains("h1 leads, others alive to it: 0, voters: 1, takeovers so far: 0"), "{out}");
+    assert!(!path.with_extension("out").exists());
 }
 
 #[test]
 fn an_expectation_that_does_not_hold_fails_and_is_recorded() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("wrong.scenario");
-    #[expect(clippy::disallowed_methods, reason = "a file of the test")]
-    std::fs::write(&path, "nodes 3\nseconds 25\nat 9s expect voters 5\nat 9s expect leader\n").unwrap();
+    let script = "nodes 3\nseconds 25\nat 8s wall leader 1s\nat 9s expect voters 5\nat 9s expect leader\n\
+                  at 9s expect leader other\nat 24999ms expect no writes h1\n";
+    write(&path, script.as_bytes());
     let (code, out, said) = command(&format!("scenario {}", path.display())).told();
     assert_eq!(code, Some(1), "{said}");
-    assert!(out.contains("FAILED at 9s expect voters 5\nok     at 9s expect leader\n"), "{out}");
-    assert!(out.contains("3 vote"), "{out}");
+    let recorded = "       h1 leads, others alive to it: 2, voters: 3, takeovers so far: 0\n\
+                    ok     at 8s wall leader 1s\n\
+                    FAILED at 9s expect voters 5\n\
+                    ok     at 9s expect leader\n\
+                    FAILED at 9s expect leader other\n\
+                    ok     at 24999ms expect no writes h1\n\
+                    FAILED invariants, and convergence in the calm\n";
+    assert!(out.starts_with(recorded), "{out}");
+    assert!(out.contains("expect voters 5: 3 vote (at 9000 ms)"), "{out}");
     #[expect(clippy::disallowed_methods, reason = "a file of the test")]
-    let recorded = std::fs::read(path.with_extension("out")).unwrap();
-    assert!(out.as_bytes().starts_with(&recorded), "{out}");
+    let kept = std::fs::read(path.with_extension("out")).unwrap();
+    assert_eq!(kept, recorded.as_bytes());
 }
