@@ -7,7 +7,6 @@ pub mod cluster;
 pub mod fragile;
 pub mod gremlins;
 pub mod history;
-pub mod leaky;
 pub mod ledger;
 pub mod node;
 pub mod operators;
