@@ -196,7 +196,9 @@ impl World {
                     self.count("exits");
                 }
                 Step::Exited(Ending::Stopped(down_us)) => {
-                    host.end(to_us, End::Daemon, to_us + down_us, &self.around);
+                    // In the calm nobody stays away.
+                    let latest_us = self.around.calm_us.max(to_us + EXIT_RESTART_US);
+                    host.end(to_us, End::Daemon, latest_us.min(to_us + down_us), &self.around);
                     self.count("stopped");
                 }
                 Step::Exited(Ending::Reinstall) => {
