@@ -260,8 +260,9 @@ pub enum Action {
     SetWall(HostId, i64),
     /// Lets each sync of a host's disk take so many microseconds; 0 is what it usually takes.
     SlowDisk(HostId, u64),
-    /// Leaves a host's disk so many bytes of room, until [`Action::MendDisk`].
-    FillDisk(HostId, u64),
+    /// Leaves a host's disk so many bytes of room, until [`Action::MendDisk`]; with `true`, growing files have what they
+    /// allocated ahead besides.
+    FillDisk(HostId, u64, bool),
     /// Lets so many further syncs of a host's disk fail.
     FailSyncs(HostId, u32),
     /// Lets so many further writes to a host's disk fail.
@@ -496,7 +497,7 @@ impl Plan {
             _ => self.mend.insert(host, until_us),
         };
         match kind {
-            Fault::FullDisk => Action::FillDisk(host, rng.random_range(0..200_000)),
+            Fault::FullDisk => Action::FillDisk(host, rng.random_range(0..200_000), rng.random()),
             _ => Action::SlowDisk(host, rng.random_range(2_000..150_000)),
         }
     }

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 /// Size of a simulated disk.
 pub const DISK_BYTES: u64 = 1 << 30;
+/// What a growing file has allocated ahead of its end (`fabric::seams::headroom`).
+pub const HEADROOM_BYTES: u64 = 8 << 20;
 /// Largest small file, as the real disk has it.
 pub const SMALL_FILE_BYTES_MAX: usize = 16 << 20;
 /// Most hosts in one world. Their addresses, of one /8, would do for more.

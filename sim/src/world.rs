@@ -406,9 +406,7 @@ impl World {
                 self.host(*id).set_sync(*sync_us);
                 self.count("slow-disks");
             }
-            Action::FillDisk(id, room_bytes) => {
-                self.host(*id).disk().fill(*room_bytes);
-            }
+            Action::FillDisk(id, room_bytes, allocates) => self.host(*id).disk().fill(*room_bytes, *allocates),
             Action::FailSyncs(id, syncs) => self.host(*id).disk().fail_syncs(*syncs),
             Action::FailWrites(id, writes) => self.host(*id).disk().fail_writes(*writes),
             Action::MendDisk(id) => self.host(*id).mend(),

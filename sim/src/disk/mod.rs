@@ -24,7 +24,7 @@ use content::Content;
 pub use content::Loss;
 use directory::{Directory, Inode};
 
-use crate::limits::{DISK_BYTES, SMALL_FILE_BYTES_MAX};
+use crate::limits::{DISK_BYTES, HEADROOM_BYTES, SMALL_FILE_BYTES_MAX};
 use crate::power::{Supply, Switch};
 
 /// What a disk was asked to do, since the world began.
@@ -75,6 +75,10 @@ struct Medium {
     next_inode: Inode,
     /// Databases that the current boot has open.
     open: BTreeSet<Inode>,
+    /// Files that have blocks allocated ahead of their end.
+    growing: BTreeSet<Inode>,
+    /// Up to where they have them, since the disk is full.
+    allocated: BTreeMap<Inode, u64>,
     switch: Switch,
     rng: StdRng,
     /// The power goes before the operation after so many.
@@ -101,6 +105,7 @@ impl Medium {
     fn forget_nameless(&mut self) {
         let (named, open) = (self.names.named(), &self.open);
         self.files.retain(|inode, _| named.contains(inode) || open.contains(inode));
+        self.growing.retain(|inode| self.files.contains_key(inode));
     }
 
     /// Counts one step; `Err` when the armed cut falls here.
@@ -130,6 +135,9 @@ impl Medium {
     }
 
     fn ensure_fits(&mut self, inode: Inode, end: u64) -> io::Result<()> {
+        if self.allocated.get(&inode).is_some_and(|to| end <= *to) {
+            return Ok(());
+        }
         let grows = end.saturating_sub(self.file(inode)?.bytes().len() as u64);
         let used: u64 = self.files.values().map(|file| file.bytes().len() as u64).sum();
         if grows > 0 && used + grows > self.trouble.capacity_bytes {
@@ -216,6 +224,8 @@ impl HostDisk {
             names: Directory::default(),
             next_inode: 0,
             open: BTreeSet::new(),
+            growing: BTreeSet::new(),
+            allocated: BTreeMap::new(),
             switch: Switch::default(),
             rng,
             armed: None,
@@ -259,10 +269,15 @@ impl HostDisk {
         lock(&self.medium).trouble = trouble;
     }
 
-    /// Leaves so much room.
-    pub fn fill(&self, room_bytes: u64) {
+    /// Leaves so much room; what growing files have allocated ahead is theirs, where the file system can do that.
+    pub fn fill(&self, room_bytes: u64, allocates: bool) {
         let capacity_bytes = self.used_bytes() + room_bytes;
-        lock(&self.medium).trouble.capacity_bytes = capacity_bytes;
+        let mut medium = lock(&self.medium);
+        medium.trouble.capacity_bytes = capacity_bytes;
+        let Medium { files, growing, .. } = &*medium;
+        let ahead = |inode: &Inode| Some((*inode, files.get(inode)?.bytes().len() as u64 + HEADROOM_BYTES));
+        let allocated = growing.iter().filter(|_| allocates).filter_map(ahead).collect();
+        medium.allocated = allocated;
     }
 
     /// Lets so many further syncs fail.
@@ -278,6 +293,7 @@ impl HostDisk {
     /// Nothing is wrong any more.
     pub fn mend(&self) {
         self.trouble(Trouble::default());
+        lock(&self.medium).allocated.clear();
     }
 
     /// Flips one bit that was written, of any durable file: one in two times by how large they are. Returns which.
@@ -298,15 +314,9 @@ impl HostDisk {
         medium.files.clear();
         medium.open.clear();
         medium.names = Directory::default();
+        medium.growing.clear();
+        medium.allocated.clear();
         medium.trouble = Trouble::default();
-    }
-
-    /// Flips one bit of a durable file; `false` when there is none of that name or it is empty.
-    pub fn rot(&self, name: &str) -> bool {
-        let mut medium = lock(&self.medium);
-        let Some(inode) = medium.names.get(name) else { return false };
-        let Medium { files, rng, .. } = &mut *medium;
-        files.get_mut(&inode).is_some_and(|file| file.rot(rng))
     }
 
     /// What it was asked to do.
@@ -430,7 +440,7 @@ impl Disk for SimDisk {
         self.with(|medium| Ok(medium.names.get(name).is_some()))
     }
 
-    fn storage(&self, name: &str, _grows: bool) -> io::Result<Box<dyn redb::StorageBackend>> {
+    fn storage(&self, name: &str, grows: bool) -> io::Result<Box<dyn redb::StorageBackend>> {
         check(name)?;
         let inode = self.with(|medium| {
             let inode = match medium.names.get(name) {
@@ -444,6 +454,9 @@ impl Disk for SimDisk {
                 return Err(io::Error::new(io::ErrorKind::ResourceBusy, format!("{name} is open already")));
             }
             medium.file(inode)?.forget_clean();
+            if grows {
+                medium.growing.insert(inode);
+            }
             Ok(inode)
         })?;
         let (medium, supply) = (self.medium.clone(), self.supply.clone());

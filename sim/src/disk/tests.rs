@@ -80,8 +80,22 @@ fn a_failed_sync_fails_the_write_and_keeps_the_old_file() {
     assert!(files.write("a", b"new").is_err());
     assert_eq!(files.read("a").unwrap().unwrap(), b"old");
     files.write("a", b"new").unwrap();
-    assert!(disk.rot("a"));
+    assert_eq!(disk.rot_somewhere().as_deref(), Some("a"));
     assert_ne!(files.read("a").unwrap().unwrap(), b"new");
+}
+
+#[test]
+fn a_growing_file_has_what_it_allocated_ahead_on_a_full_disk() {
+    let disk = disk(1);
+    let (_, files) = disk.boot();
+    let (grows, fixed) = (files.storage("grows", true).unwrap(), files.storage("fixed", false).unwrap());
+    disk.fill(0, true);
+    assert!(grows.write(0, &[1; 4096]).is_ok() && fixed.write(0, &[1; 4096]).is_err());
+    assert!(grows.set_len(HEADROOM_BYTES + 1).is_err());
+    disk.fill(0, false);
+    assert!(grows.write(4096, &[1; 4096]).is_err(), "on a file system that cannot");
+    disk.mend();
+    assert!(fixed.write(0, &[1; 4096]).is_ok());
 }
 
 #[test]

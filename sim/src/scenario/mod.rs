@@ -220,7 +220,7 @@ impl Cast<'_> {
             Deed::StopClock(who, length_us) => self.each(who, |host| Action::StopClock(host, *length_us)),
             Deed::Wall(who, offset_us) => self.each(who, |host| Action::SetWall(host, *offset_us)),
             Deed::SlowDisk(who, sync_us) => self.each(who, |host| Action::SlowDisk(host, *sync_us)),
-            Deed::FillDisk(who) => self.each(who, |host| Action::FillDisk(host, 0)),
+            Deed::FillDisk(who) => self.each(who, |host| Action::FillDisk(host, 0, true)),
             Deed::FailSyncs(who, syncs) => self.each(who, |host| Action::FailSyncs(host, *syncs)),
             Deed::Mend(who) => self.each(who, Action::MendDisk),
             Deed::EndMachine(who) => self.each(who, |host| Action::EndMachine(host, 0)),

@@ -330,13 +330,13 @@ impl Software for Nodes {
                 if !boot.has_power() || boot.disk.counts().failures() > failures.load(Ordering::Relaxed) {
                     return Ending::Restart;
                 }
-                // Data that has rotted is refused; whoever runs the node lets it join anew then.
-                if this.roster.is_rotten(boot.host) {
+                let told = format!("{error:#}");
+                // Data that has rotted is refused, as what it is; whoever runs the node lets it join anew then.
+                if this.roster.is_rotten(boot.host) && ["damaged", "corrupted"].iter().any(|word| told.contains(word)) {
                     this.roster.reached("rot-refused");
                     return Ending::Reinstall;
                 }
                 // A panic has been told already, as what it is.
-                let told = format!("{error:#}");
                 if !told.contains("panicked") {
                     boot.recorder.violation(&format!("I8: the node ends: {told}"));
                 }
