@@ -238,7 +238,6 @@ impl Node {
         said.note(&mut file);
         let trust = Arc::new(std::sync::RwLock::new(trust));
         let late: admission::Late = Arc::new(OnceLock::new());
-
         let (handlers, registration, gossip_in) = wiring::handlers(&late);
         let transport_config = TransportConfig { listen: config.listen };
         let transport = Transport::start(&transport_config, &seams, &credentials, trust.clone(), handlers)?;
