@@ -2,7 +2,8 @@
 //!
 //! The supervisor freezes in time by itself, and kills what does not freeze. One that hangs (it was stopped, or waits for
 //! a disk) does neither, while its machine runs on and another node may take it over. The daemon knows the deadline that
-//! the supervisor last confirmed, and needs no answer of it to kill it together with its machine.
+//! the supervisor last confirmed, and needs no answer of it to kill it together with its machine. It does so up to its end: a
+//! daemon that stops takes some seconds over it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,7 +55,7 @@ fn decide(machines: &[Observed], now: Duration) -> Watch {
     watch
 }
 
-/// Guards until the node stops.
+/// Guards as long as it is let.
 pub async fn run(context: Arc<Context>) {
     let mut changed = context.runtime.watch();
     loop {
@@ -69,7 +70,6 @@ pub async fn run(context: Arc<Context>) {
         };
         tokio::select! {
             biased;
-            () = context.shutdown.cancelled() => return,
             () = tokio::time::sleep(next) => {}
             gone = changed.changed() => {
                 if gone.is_err() {

@@ -139,6 +139,8 @@ pub struct Node {
     context: Arc<Context>,
     backend: NodeBackend,
     tasks: JoinSet<()>,
+    /// The guard of exclusive machines. It ends last: leases end while the others stop.
+    guard: JoinSet<()>,
 }
 
 /// Everything read from the data directory.
@@ -305,7 +307,6 @@ impl Node {
         tasks.spawn(reconcile::driver::run(context.clone()));
         tasks.spawn(caretaker::driver::run(context.clone()));
         tasks.spawn(lease::run(context.clone()));
-        tasks.spawn(guard::run(context.clone()));
         tasks.spawn(room::driver::run(context.clone()));
         tasks.spawn(chores::tell(context.clone()));
         tasks.spawn(chores::follow_trust(context.clone()));
@@ -318,7 +319,9 @@ impl Node {
         let changes = watch::Sender::new(0);
         let backend = NodeBackend::new(context.clone(), changes.subscribe());
         tasks.spawn(chores::fan_in(context.clone(), changes));
-        Node { context, backend, tasks }
+        let mut guard = JoinSet::new();
+        guard.spawn(guard::run(context.clone()));
+        Node { context, backend, tasks, guard }
     }
 
     /// The node as its admin port uses it.
@@ -340,5 +343,6 @@ impl Node {
         self.tasks.abort_all();
         self.context.ledger.close().await;
         self.context.transport.close().await;
+        self.guard.shutdown().await;
     }
 }
