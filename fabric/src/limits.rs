@@ -122,6 +122,8 @@ pub const SILENCE: Duration = Duration::from_secs(4);
 pub const ADDRESSES_MAX: usize = 2 * NODES_MAX;
 /// Datagrams per peer that wait for a connection; the oldest gives way.
 pub const DATAGRAMS_WAITING_MAX: usize = 16;
+/// Datagrams of an overlay connection that are taken before anybody else gets a turn.
+pub const DATA_BURST: usize = 64;
 /// Datagrams received and not yet taken; further ones are dropped.
 pub const DATAGRAMS_RECEIVED_MAX: usize = 4_096;
 /// A request must have arrived whole within this time.

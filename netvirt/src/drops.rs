@@ -37,11 +37,15 @@ pub enum Reason {
     Flood,
     /// Part of it got lost on the way.
     Incomplete,
+    /// The way to its target stayed full.
+    Congested,
+    /// There is no way to the node of its target.
+    Unreachable,
 }
 
 impl Reason {
     /// Every one.
-    pub const ALL: [Reason; 16] = [
+    pub const ALL: [Reason; 18] = [
         Reason::Malformed,
         Reason::Tagged,
         Reason::Protocol,
@@ -58,6 +62,8 @@ impl Reason {
         Reason::TooBig,
         Reason::Flood,
         Reason::Incomplete,
+        Reason::Congested,
+        Reason::Unreachable,
     ];
 
     /// Its name in metrics and in the API: stable, `kebab-case`.
@@ -79,6 +85,8 @@ impl Reason {
             Reason::TooBig => "too-big",
             Reason::Flood => "flood",
             Reason::Incomplete => "incomplete",
+            Reason::Congested => "congested",
+            Reason::Unreachable => "unreachable",
         }
     }
 

@@ -1,8 +1,8 @@
 //! How traffic of this host reaches machines.
 //!
 //! [`proxy`] forwards TCP connections of a host port into a machine. Overlay networks are begun: what decides about a frame
-//! is here and pure ([`frame`], [`directory`], [`forward`], [`answers`], [`superframe`]); what carries frames is not. Absent,
-//! too: firewalls and name service. And always: this package never reads Raft. It is told which port leads where, who is in
+//! is pure ([`frame`], [`directory`], [`forward`], [`answers`], [`superframe`]); [`plane`] carries frames between a bridge, such
+//! as a [`tap`], and other nodes. Absent: bridges of several machines, firewalls, name service. And always: this package never reads Raft. It is told which port leads where, who is in
 //! which network, and how to connect: entering a machine's network namespace is the runtime's work.
 
 pub mod answers;
@@ -13,8 +13,10 @@ mod fixtures;
 pub mod forward;
 pub mod frame;
 pub mod limits;
+pub mod plane;
 pub mod proxy;
 pub mod superframe;
+pub mod tap;
 pub mod vnet;
 
 pub use proxy::{Proxy, ProxyConfig, ProxyError};

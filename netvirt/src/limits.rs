@@ -35,3 +35,15 @@ pub const EXTENSIONS_MAX: usize = 8;
 pub const SEGMENTS_MAX: usize = 2_048;
 /// Smaller pieces are copied, so that they keep no large buffer that they came in.
 pub const PIECE_COPIED_BYTES: usize = 512;
+/// Bytes of frames that wait for one peer: two milliseconds of a gigabit. More would be felt as delay (RFC 7567).
+pub const LANE_BYTES_MAX: usize = 256 * 1024;
+/// How long a frame waits for room on the way to its peer; its sender's queue waits with it.
+pub const LANE_WAIT: Duration = Duration::from_millis(20);
+/// A way to a peer that nothing was sent on for so long is forgotten.
+pub const LANE_IDLE: Duration = Duration::from_secs(30);
+/// How long a connection to a peer may take.
+pub const LANE_CONNECT: Duration = Duration::from_secs(2);
+/// Frames to all that the machines of one network on a node may send in a second, and at once.
+pub const BROADCASTS_PER_SECOND: u32 = 200;
+/// See [`BROADCASTS_PER_SECOND`].
+pub const BROADCAST_BURST: u32 = 100;

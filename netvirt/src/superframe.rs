@@ -86,7 +86,8 @@ pub enum CutError {
 }
 
 /// Where a frame is cut so that each piece has at most `room` bytes: ranges of `frame`, which begins with its [`Vnet`].
-/// `dont_fragment` forbids that; a train of segments is cut between them all the same.
+/// A train is cut between its segments, or anywhere when not one of them fits. `dont_fragment` forbids to cut what is no
+/// train, and a segment.
 ///
 /// # Errors
 /// See [`CutError`].
@@ -101,7 +102,8 @@ pub fn cut(frame: &[u8], room: usize, dont_fragment: bool) -> Result<Vec<Range<u
     let (head, step) = match vnet.train(inner, inner.len()) {
         Some(train) => {
             let head = VNET_BYTES + train.head;
-            (head, room.saturating_sub(head) / train.segment * train.segment)
+            let step = room.saturating_sub(head) / train.segment * train.segment;
+            if step > 0 || dont_fragment { (head, step) } else { (0, room) }
         }
         None if dont_fragment => return Err(CutError::TooBig),
         None => (0, room),

@@ -103,6 +103,7 @@ async fn welcome(shared: Arc<Shared>, connection: Connection, alpn: Alpn, door: 
         Alpn::Control => Class::Control,
         Alpn::Bulk => Class::Bulk,
         Alpn::Session => Class::Session,
+        Alpn::Data => Class::Data,
     };
     match identify(&shared, &connection) {
         Ok((peer, _)) if peer.id == shared.me.id => connection.close(CLOSE_REFUSED, b"it is this node itself"),

@@ -22,6 +22,7 @@ pub(super) struct Clients {
     control: quinn::ClientConfig,
     bulk: quinn::ClientConfig,
     session: quinn::ClientConfig,
+    data: quinn::ClientConfig,
     renew: quinn::ClientConfig,
 }
 
@@ -33,6 +34,7 @@ impl Clients {
             control: client(Alpn::Control),
             bulk: client(Alpn::Bulk),
             session: client(Alpn::Session),
+            data: client(Alpn::Data),
             renew: client(Alpn::Renew),
         }
     }
@@ -42,6 +44,7 @@ impl Clients {
             Alpn::Control => &self.control,
             Alpn::Bulk => &self.bulk,
             Alpn::Session => &self.session,
+            Alpn::Data => &self.data,
             Alpn::Join | Alpn::Renew => &self.renew,
         }
         .clone()

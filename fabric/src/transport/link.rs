@@ -11,12 +11,11 @@ use quinn::{Connection, ConnectionError, VarInt};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep};
 
+use super::data::{self, POKE};
 use super::{Class, Shared, fault, request};
 use crate::limits::{IDLE_TIMEOUT, SILENCE, STREAMS_OPEN_MAX};
 use crate::rpc::Peer;
 
-/// First byte of a datagram that only keeps the connection alive.
-const DATAGRAM_POKE: u8 = 0;
 /// First byte of a datagram with content.
 const DATAGRAM_CONTENT: u8 = 1;
 /// So many looks in a row that found silence end a connection.
@@ -73,17 +72,17 @@ impl Link {
     }
 
     /// Makes the keep-alive look whether the peer answers.
-    fn touch(&self) {
+    pub(super) fn touch(&self) {
         if !self.spoke.swap(true, Ordering::Relaxed) {
             self.spoken.notify_one();
         }
     }
 
     /// How long a peer that is talked to may acknowledge nothing. What goes over the control connection may be asked again
-    /// on a new one, and others wait for it; a move or a session is lost with its connection.
+    /// on a new one, and others wait for it, as machines do for frames; a move or a session is lost with its connection.
     fn patience(&self) -> Duration {
         match self.class {
-            Class::Control => SILENCE,
+            Class::Control | Class::Data => SILENCE,
             Class::Bulk | Class::Session => IDLE_TIMEOUT,
         }
     }
@@ -106,7 +105,7 @@ impl Link {
 
     /// Sends something that the peer has to acknowledge.
     pub(super) fn poke(&self) {
-        let _ = self.connection.send_datagram(Bytes::from_static(&[DATAGRAM_POKE]));
+        let _ = self.connection.send_datagram(Bytes::from_static(&[POKE]));
     }
 
     /// Sends a datagram, or drops it.
@@ -123,7 +122,7 @@ impl Link {
     /// While something is sent or waited for: makes the peer acknowledge something when nothing has come for a look, and
     /// gives the connection up when nothing comes back. QUIC alone waits three times as long as its last measured round trip
     /// suggests (RFC 9000, 10.1): minutes, when the link was crowded then.
-    async fn keep_alive(&self) {
+    async fn keep_alive<T>(&self) -> T {
         let (mut silence, patience) = (Silence::default(), self.patience());
         let pause = patience / LOOKS;
         loop {
@@ -145,7 +144,7 @@ impl Link {
 
     /// Serves what arrives until the connection ends, and says why it did.
     async fn serve(self: &Arc<Self>, shared: &Arc<Shared>) -> ConnectionError {
-        let keep_alive = self.keep_alive();
+        let keep_alive = self.keep_alive::<ConnectionError>();
         tokio::pin!(keep_alive);
         loop {
             // A peer that floods must not keep this task from yielding.
@@ -169,8 +168,17 @@ impl Link {
                     Ok(datagram) => self.take_datagram(shared, datagram),
                     Err(reason) => return reason,
                 },
-                () = &mut keep_alive => {}
+                never = &mut keep_alive => return never,
             }
+        }
+    }
+
+    /// The same for one that carries nothing but frames of overlay networks.
+    async fn serve_data(&self, shared: &Shared) -> ConnectionError {
+        tokio::select! {
+            biased;
+            reason = data::receive(self, shared) => reason,
+            never = self.keep_alive() => never,
         }
     }
 
@@ -190,7 +198,7 @@ pub(super) async fn silent(connection: &Connection) {
     let (mut silence, pause) = (Silence::default(), SILENCE / LOOKS);
     loop {
         let before = connection.stats().udp_rx.datagrams;
-        let _ = connection.send_datagram(Bytes::from_static(&[DATAGRAM_POKE]));
+        let _ = connection.send_datagram(Bytes::from_static(&[POKE]));
         sleep(pause).await;
         if silence.lasts(connection.stats().udp_rx.datagrams != before, pause, SILENCE) {
             return;
@@ -212,7 +220,10 @@ impl Silence {
 
 /// Runs a connection that was installed in the pool.
 pub(super) async fn run(shared: Arc<Shared>, link: Arc<Link>) {
-    let reason = link.serve(&shared).await;
+    let reason = match link.class {
+        Class::Data => link.serve_data(&shared).await,
+        _ => link.serve(&shared).await,
+    };
     if fault::says_removed(&reason) {
         shared.expelled.send_replace(true);
     }

@@ -1,11 +1,12 @@
 //! Everything between nodes: QUIC with mutual TLS 1.3 on one UDP port.
 //!
-//! Five protocols share the port. `control` (membership, gossip, Raft, requests), `bulk` (images, moves) and `session`
-//! (streams that people hold open) need a live member on both ends and never share a connection, so that none of them can
-//! use up what another needs; `join` authenticates the server alone; `renew` also lets an expired certificate in. A peer is dialled at its address in the book and must prove the NodeId that was wanted.
+//! Six protocols share the port. `control` (membership, gossip, Raft, requests), `bulk` (images, moves), `session` (streams
+//! that people hold open) and `data` (overlay networks) need a live member on both ends and never share a connection, so
+//! that none of them can use up what another needs; `join` authenticates the server alone; `renew` also lets an expired certificate in. A peer is dialled at its address in the book and must prove the NodeId that was wanted.
 //! Connections are made when needed and end when unused. quinn's types stay inside.
 
 mod accept;
+pub mod data;
 mod dial;
 mod endpoint;
 mod fault;
@@ -34,6 +35,7 @@ use crate::ids::NodeId;
 use crate::limits::*;
 use crate::rpc::{CallError, Kind, Peer, Router, Rpc};
 use crate::seams::Seams;
+use data::DataService;
 use fault::{CLOSE_REFUSED, CLOSE_REMOVED, CLOSE_SHUTDOWN};
 use join::{JoinHandler, RenewHandler};
 use link::{InUse, Link};
@@ -56,11 +58,13 @@ pub enum Class {
     Bulk,
     /// Logs, programs, forwarded ports: open as long as somebody looks, so nothing that must get on may wait for them.
     Session,
+    /// Frames of overlay networks. No streams.
+    Data,
 }
 
 impl Class {
     /// Every one.
-    const ALL: [Class; 3] = [Class::Control, Class::Bulk, Class::Session];
+    const ALL: [Class; 4] = [Class::Control, Class::Bulk, Class::Session, Class::Data];
 }
 
 /// The protocols of the port.
@@ -70,11 +74,12 @@ enum Alpn {
     Control,
     Bulk,
     Session,
+    Data,
     Renew,
 }
 
 impl Alpn {
-    const ALL: [Alpn; 5] = [Alpn::Join, Alpn::Control, Alpn::Bulk, Alpn::Session, Alpn::Renew];
+    const ALL: [Alpn; 6] = [Alpn::Join, Alpn::Control, Alpn::Bulk, Alpn::Session, Alpn::Data, Alpn::Renew];
 
     fn name(self) -> &'static [u8] {
         match self {
@@ -82,6 +87,7 @@ impl Alpn {
             Alpn::Control => b"smartnode-control/1",
             Alpn::Bulk => b"smartnode-bulk/1",
             Alpn::Session => b"smartnode-session/1",
+            Alpn::Data => b"smartnode-data/1",
             Alpn::Renew => b"smartnode-renew/1",
         }
     }
@@ -91,6 +97,7 @@ impl Alpn {
             Class::Control => Alpn::Control,
             Class::Bulk => Alpn::Bulk,
             Class::Session => Alpn::Session,
+            Class::Data => Alpn::Data,
         }
     }
 }
@@ -113,6 +120,8 @@ pub struct Handlers {
     pub join: Option<JoinHandler>,
     /// Renewals of certificates; without it they are refused.
     pub renew: Option<RenewHandler>,
+    /// Datagrams of overlay networks; without it they are dropped.
+    pub data: Option<Arc<dyn DataService>>,
 }
 
 impl fmt::Debug for Handlers {
@@ -167,6 +176,7 @@ struct Shared {
     renew: Option<RenewHandler>,
     pool: Mutex<Pool>,
     datagrams: mpsc::Sender<(NodeId, Bytes)>,
+    data: Option<Arc<dyn DataService>>,
     /// Memory for requests of peers, in units of `request::PERMIT_BYTES`.
     memory: Arc<Semaphore>,
     /// Handshakes of peers under way, by address.
@@ -231,7 +241,7 @@ impl Transport {
             .map_err(|source| TransportError::Bind { listen: config.listen, source })?;
         let (datagrams, received) = mpsc::channel(DATAGRAMS_RECEIVED_MAX);
         let me = Peer { id: credentials.id(), role: credentials.role() };
-        let Handlers { router, streams, join, renew } = handlers;
+        let Handlers { router, streams, join, renew, data } = handlers;
         let shared = Arc::new(Shared {
             me,
             seams: seams.clone(),
@@ -246,6 +256,7 @@ impl Transport {
             renew,
             pool: Mutex::new(Pool::new(me.id)),
             datagrams,
+            data,
             memory: Arc::new(Semaphore::new(request::PERMITS)),
             doors: Arc::default(),
             joins: Arc::new(Semaphore::new(JOINS_MAX)),

@@ -1,5 +1,6 @@
 //! Two or three nodes on loopback, over real UDP.
 
+mod data;
 mod idle;
 
 use std::sync::RwLock;
@@ -52,6 +53,7 @@ struct Node {
     transport: Transport,
     trust: SharedTrust,
     notes: mpsc::Receiver<(Peer, Vec<u8>)>,
+    frames: mpsc::UnboundedReceiver<data::Came>,
     served: Arc<AtomicUsize>,
     seams: Seams,
     key: NodeKey,
@@ -93,6 +95,7 @@ impl Cluster {
         let seams = Seams { udp, ..crate::seams::real::seams(directory.path()).unwrap() };
         let trust = Arc::new(RwLock::new(Trust::new([self.ca.cert_der().to_vec()]).unwrap()));
         let (note, notes) = mpsc::channel(16);
+        let (frame, frames) = mpsc::unbounded_channel();
         let served = Arc::new(AtomicUsize::new(0));
         let mut handlers = Handlers::default();
         serve_test_requests(&mut handlers.router, served.clone());
@@ -104,10 +107,11 @@ impl Cluster {
         });
         handlers.join = Some(join);
         handlers.renew = Some(self.renew_handler());
+        handlers.data = Some(Arc::new(data::Service(frame)));
         let config = TransportConfig { listen };
         let credentials = self.credentials(&key, age);
         let transport = Transport::start(&config, &seams, &credentials, trust.clone(), handlers).unwrap();
-        Node { transport, trust, notes, served, seams, key, _directory: directory }
+        Node { transport, trust, notes, frames, served, seams, key, _directory: directory }
     }
 
     /// Two nodes that know each other's address.

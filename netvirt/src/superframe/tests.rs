@@ -95,7 +95,13 @@ fn a_train_is_cut_between_its_segments_and_arrives_in_any_order() {
 fn what_may_not_be_cut_is_too_big() {
     assert_eq!(cut(&plain(1_500), ROOM, true), Err(CutError::TooBig));
     assert_eq!(cut(&plain(1_500), ROOM, false), Ok(vec![0..1_400, 1_400..1_500]));
-    assert_eq!(cut(&train(false, &[5; 9_000], 1_380), ROOM, false), Err(CutError::TooBig), "a segment does not fit");
+    let wide = train(false, &[5; 9_000], 1_380);
+    assert_eq!(cut(&wide, ROOM, true), Err(CutError::TooBig), "a segment does not fit");
+    assert!(cut(&wide, ROOM, false).unwrap().iter().all(|range| range.len() <= ROOM));
+    let pieces = pieces(&wide, 1);
+    assert_eq!(whole(&put(&mut Assembler::default(), 0, pieces.clone())), wide);
+    let late = put(&mut Assembler::default(), 0, pieces[1..].to_vec());
+    assert_eq!(late, [], "and nothing of it can be used without all of it");
     assert_eq!(cut(&plain(1_500), 4, false), Err(CutError::TooBig), "too many pieces");
     assert_eq!(cut(b"short", ROOM, false), Err(CutError::Malformed));
     assert_eq!(cut(&plain(FRAME_BYTES_MAX + 1), ROOM, false), Err(CutError::Malformed));
