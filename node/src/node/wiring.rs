@@ -100,6 +100,7 @@ pub fn handlers(late: &Late) -> (Handlers, Registration, mpsc::Receiver<(NodeId,
         streams,
         join: Some(Arc::new(move |request, from| Box::pin(admission::admit(admitting.clone(), request, from)))),
         renew: Some(Arc::new(move |peer, request| Box::pin(admission::renew(renewing.clone(), peer, request)))),
+        data: None,
     };
     (handlers, registration, heard)
 }
