@@ -1,13 +1,16 @@
-//! The way to one peer: a short queue, and a task that cuts frames into datagrams and sends them.
+//! The way to one peer: a short queue for each network, and a task that cuts frames into datagrams and sends them.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use fabric::ids::NodeId;
+use fabric::model::Vni;
 use fabric::transport::data::{DataError, DataPath};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
+use super::fair::Fair;
 use super::health::Health;
 use super::{Plane, Port};
 use crate::answers;
@@ -28,52 +31,95 @@ pub(super) struct Outgoing {
     pub(super) bytes: Bytes,
 }
 
-/// The way to a peer, for those who send.
+/// The way to a peer, for those who send. Clones share it.
 #[derive(Clone)]
-pub(super) struct Lane {
-    frames: mpsc::UnboundedSender<(Outgoing, OwnedSemaphorePermit)>,
-    /// Bytes that the queue has room for: its bound.
-    room: Arc<Semaphore>,
+pub(super) struct Lane(Arc<Shared>);
+
+struct Shared {
+    queue: Mutex<Queue>,
+    came: Notify,
+}
+
+#[derive(Default)]
+struct Queue {
+    frames: Fair<Vni, (Outgoing, OwnedSemaphorePermit)>,
+    /// Bytes that each network may have waiting here: the bound of the queue.
+    rooms: BTreeMap<Vni, Arc<Semaphore>>,
+    closed: bool,
+}
+
+impl Lane {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn room(&self, vni: Vni) -> Arc<Semaphore> {
+        let full = || Arc::new(Semaphore::new(LANE_BYTES_MAX));
+        self.queue().rooms.entry(vni).or_insert_with(full).clone()
+    }
+
+    /// Adds a frame that has room; `false` when the lane has ended.
+    fn add(&self, vni: Vni, frame: Outgoing, room: OwnedSemaphorePermit) -> bool {
+        let mut queue = self.queue();
+        if queue.closed {
+            return false;
+        }
+        let bytes = frame.bytes.len();
+        queue.frames.push(vni, bytes, (frame, room));
+        drop(queue);
+        self.0.came.notify_one();
+        true
+    }
+
+    /// The next frame, and its place among those that wait, to be kept until it is sent.
+    async fn next(&self) -> (Outgoing, OwnedSemaphorePermit) {
+        loop {
+            if let Some(next) = self.queue().frames.pop() {
+                return next;
+            }
+            self.0.came.notified().await;
+        }
+    }
 }
 
 /// The lane to a peer; a new one when there is none.
 fn open(plane: &Plane, to: NodeId) -> Lane {
     let mut lanes = plane.lanes();
-    if let Some(lane) = lanes.get(&to).filter(|lane| !lane.frames.is_closed()) {
+    if let Some(lane) = lanes.get(&to) {
         return lane.clone();
     }
-    let (frames, queue) = mpsc::unbounded_channel();
-    let lane = Lane { frames, room: Arc::new(Semaphore::new(LANE_BYTES_MAX)) };
+    let lane = Lane(Arc::new(Shared { queue: Mutex::default(), came: Notify::new() }));
     lanes.insert(to, lane.clone());
-    tokio::spawn(run(plane.clone(), to, queue));
+    tokio::spawn(run(plane.clone(), to, lane.clone()));
     lane
 }
 
+fn bytes_of(frame: &Outgoing) -> u32 {
+    frame.bytes.len().min(LANE_BYTES_MAX) as u32
+}
+
 /// Puts a frame on its way. Waits for room for a moment; `false` when there is none.
-pub(super) async fn push(plane: &Plane, to: NodeId, frame: Outgoing) -> bool {
+pub(super) async fn push(plane: &Plane, to: NodeId, vni: Vni, frame: Outgoing) -> bool {
     let lane = open(plane, to);
-    let bytes = frame.bytes.len().min(LANE_BYTES_MAX) as u32;
-    match timeout(LANE_WAIT, lane.room.acquire_many_owned(bytes)).await {
-        Ok(Ok(room)) => lane.frames.send((frame, room)).is_ok(),
+    match timeout(LANE_WAIT, lane.room(vni).acquire_many_owned(bytes_of(&frame))).await {
+        Ok(Ok(room)) => lane.add(vni, frame, room),
         _ => false,
     }
 }
 
 /// The same for who cannot wait.
-pub(super) fn push_now(plane: &Plane, to: NodeId, frame: Outgoing) -> bool {
+pub(super) fn push_now(plane: &Plane, to: NodeId, vni: Vni, frame: Outgoing) -> bool {
     let lane = open(plane, to);
-    let bytes = frame.bytes.len().min(LANE_BYTES_MAX) as u32;
-    let room = lane.room.try_acquire_many_owned(bytes);
-    room.is_ok_and(|room| lane.frames.send((frame, room)).is_ok())
+    let room = lane.room(vni).try_acquire_many_owned(bytes_of(&frame));
+    room.is_ok_and(|room| lane.add(vni, frame, room))
 }
 
-async fn run(plane: Plane, to: NodeId, mut queue: mpsc::UnboundedReceiver<(Outgoing, OwnedSemaphorePermit)>) {
+async fn run(plane: Plane, to: NodeId, lane: Lane) {
     let (mut path, mut health, mut number): (Option<DataPath>, Health, u16) = Default::default();
     loop {
-        let (frame, _room) = match timeout(LANE_IDLE, queue.recv()).await {
-            Ok(Some(next)) => next,
-            Ok(None) => return,
-            Err(_) if forget(&plane, to, &mut queue) => return,
+        let (frame, _room) = match timeout(LANE_IDLE, lane.next()).await {
+            Ok(next) => next,
+            Err(_) if forget(&plane, to, &lane) => return,
             Err(_) => continue,
         };
         if path.as_ref().is_none_or(|path| !path.is_live()) {
@@ -93,14 +139,14 @@ async fn run(plane: Plane, to: NodeId, mut queue: mpsc::UnboundedReceiver<(Outgo
 
 /// Forgets a lane on which nothing waits. Whoever has found it before has its frame counted as dropped, and opens a new one
 /// with the next.
-fn forget(plane: &Plane, to: NodeId, queue: &mut mpsc::UnboundedReceiver<(Outgoing, OwnedSemaphorePermit)>) -> bool {
+fn forget(plane: &Plane, to: NodeId, lane: &Lane) -> bool {
     let mut lanes = plane.lanes();
-    let unused = queue.is_empty();
-    if unused {
-        queue.close();
+    let mut queue = lane.queue();
+    queue.closed = queue.frames.is_empty();
+    if queue.closed {
         lanes.remove(&to);
     }
-    unused
+    queue.closed
 }
 
 async fn connect(plane: &Plane, to: NodeId) -> Option<DataPath> {

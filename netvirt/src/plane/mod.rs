@@ -1,10 +1,11 @@
 //! Carries frames: from the machines of this node to other nodes, and from these to the machines here.
 //!
 //! [`Plane`] is between two seams: a [`Bridge`] for each network, through which frames reach the machines here, and
-//! [`Paths`], datagrams to other nodes. What becomes of a frame is decided in [`crate::forward`]. Every peer has a lane: a
-//! short queue, and a task that cuts its frames into datagrams. A full lane makes the sender wait; only when it stays full
-//! are frames dropped.
+//! [`Paths`], datagrams to other nodes. What becomes of a frame is decided in [`crate::forward`]. Every peer has a lane:
+//! short queues, and a task that cuts their frames into datagrams. A full queue makes the sender wait; only when it stays
+//! full are frames dropped. Networks get equal shares of a lane.
 
+mod fair;
 mod health;
 mod lane;
 mod rate;
@@ -185,7 +186,7 @@ impl Plane {
         let Some(sender) = source.and_then(|mac| network.endpoint(mac)) else { return };
         for node in nodes {
             let frame = Outgoing { port: port.clone(), epoch: sender.epoch, forwarded: false, bytes: bytes.clone() };
-            if !lane::push(self, *node, frame).await {
+            if !lane::push(self, *node, network.vni, frame).await {
                 port.count(Reason::Congested);
             }
         }

@@ -61,7 +61,7 @@ impl Taker {
         let mut bytes = BytesMut::new();
         pieces.iter().for_each(|piece| bytes.extend_from_slice(piece));
         let frame = Outgoing { port: port.clone(), epoch, forwarded: true, bytes: bytes.freeze() };
-        if !lane::push_now(&self.plane, to, frame) {
+        if !lane::push_now(&self.plane, to, port.network().vni, frame) {
             port.count(Reason::Congested);
         }
     }
