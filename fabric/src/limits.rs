@@ -122,7 +122,7 @@ pub const SILENCE: Duration = Duration::from_secs(4);
 pub const ADDRESSES_MAX: usize = 2 * NODES_MAX;
 /// Datagrams per peer that wait for a connection; the oldest gives way.
 pub const DATAGRAMS_WAITING_MAX: usize = 16;
-/// Datagrams of an overlay connection that are taken before anybody else gets a turn.
+/// Datagrams of an overlay connection that are taken in a row; then others get a turn.
 pub const DATA_BURST: usize = 64;
 /// Datagrams received and not yet taken; further ones are dropped.
 pub const DATAGRAMS_RECEIVED_MAX: usize = 4_096;

@@ -27,18 +27,25 @@ pub const ROUTER_LIFETIME: Duration = Duration::from_secs(9000);
 pub const FRAME_BYTES_MAX: usize = 64 * 1024 + 64;
 /// Frames of one connection that wait for their missing pieces; the oldest gives way.
 pub const ASSEMBLIES_MAX: usize = 16;
-/// A piece that comes later than this after the first of its frame has got lost.
-pub const ASSEMBLY_TIMEOUT: Duration = Duration::from_millis(20);
+/// A frame of which nothing has come for so long has lost a piece; mostly that shows by the numbers of later ones before.
+pub const ASSEMBLY_TIMEOUT: Duration = Duration::from_millis(200);
 /// Extension headers of a packet that are looked behind; IPv6 stacks send two at most.
 pub const EXTENSIONS_MAX: usize = 8;
 /// Segments of one frame.
 pub const SEGMENTS_MAX: usize = 2_048;
 /// Smaller pieces are copied, so that they keep no large buffer that they came in.
 pub const PIECE_COPIED_BYTES: usize = 512;
-/// Bytes of frames that wait for one peer: two milliseconds of a gigabit. More would be felt as delay (RFC 7567).
+/// Bytes of frames that wait for one peer: a millisecond of two gigabits. More would be felt as delay (RFC 7567), and QUIC
+/// has as much in its own queue.
 pub const LANE_BYTES_MAX: usize = 256 * 1024;
+/// Those of one network among them.
+pub const LANE_SHARE_BYTES: usize = 128 * 1024;
 /// How long a frame waits for room on the way to its peer; its sender's queue waits with it.
 pub const LANE_WAIT: Duration = Duration::from_millis(20);
+/// A peer that could not be reached is tried again after so long; what is for it meanwhile is dropped.
+pub const LANE_RETRY: Duration = Duration::from_secs(1);
+/// Whether there is a better connection to a peer is looked at so often.
+pub const LANE_LOOK: Duration = Duration::from_secs(1);
 /// A way to a peer that nothing was sent on for so long is forgotten.
 pub const LANE_IDLE: Duration = Duration::from_secs(30);
 /// How long a connection to a peer may take.

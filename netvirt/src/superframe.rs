@@ -147,7 +147,8 @@ struct Assembly {
     pieces: Vec<Option<Bytes>>,
     missing: usize,
     bytes: usize,
-    since: Duration,
+    /// When its last piece came.
+    at: Duration,
 }
 
 /// Puts the frames of one connection together.
@@ -161,6 +162,11 @@ impl Assembler {
     /// Takes a piece, at a time. What comes of it, and of older frames that make room, is added to `out`.
     pub fn push(&mut self, now: Duration, header: PieceHeader, piece: Bytes, out: &mut Vec<Arrived>) {
         self.expire(now, out);
+        // A sender's numbers go up by one: what is so far behind has got lost.
+        self.give_up(out, |open| {
+            let ahead = header.number.wrapping_sub(open.header.number);
+            (ASSEMBLIES_MAX as u16..u16::MAX / 2).contains(&ahead)
+        });
         if header.pieces == 1 {
             return out.push(judged(header, vec![piece]));
         }
@@ -174,7 +180,7 @@ impl Assembler {
                 }
                 let pieces = vec![None; header.pieces.into()];
                 let missing = pieces.len();
-                self.open.push_back(Assembly { header: key, pieces, missing, bytes: 0, since: now });
+                self.open.push_back(Assembly { header: key, pieces, missing, bytes: 0, at: now });
                 self.open.len() - 1
             }
         };
@@ -183,6 +189,7 @@ impl Assembler {
         if place.is_some() {
             return; // it came twice
         }
+        assembly.at = now;
         assembly.missing -= 1;
         assembly.bytes += piece.len();
         *place = Some(piece);
@@ -195,16 +202,25 @@ impl Assembler {
         }
     }
 
-    /// Gives up what is older than `ASSEMBLY_TIMEOUT`, and adds what can be used of it to `out`.
+    /// Gives up frames of which nothing has come for `ASSEMBLY_TIMEOUT`, and adds what can be used of them to `out`.
     pub fn expire(&mut self, now: Duration, out: &mut Vec<Arrived>) {
-        while self.open.front().is_some_and(|assembly| now.saturating_sub(assembly.since) >= ASSEMBLY_TIMEOUT) {
-            self.open.pop_front().into_iter().for_each(|assembly| out.push(assembly.salvage()));
+        self.give_up(out, |open| now.saturating_sub(open.at) >= ASSEMBLY_TIMEOUT);
+    }
+
+    fn give_up(&mut self, out: &mut Vec<Arrived>, is_lost: impl Fn(&Assembly) -> bool) {
+        while let Some(at) = self.open.iter().position(&is_lost) {
+            self.open.remove(at).into_iter().for_each(|assembly| out.push(assembly.salvage()));
         }
     }
 
     /// When [`Assembler::expire`] has something to do next.
     pub fn deadline(&self) -> Option<Duration> {
-        self.open.front().map(|assembly| assembly.since + ASSEMBLY_TIMEOUT)
+        self.open.iter().map(|assembly| assembly.at + ASSEMBLY_TIMEOUT).min()
+    }
+
+    /// Gives up everything: the connection has ended.
+    pub fn end(&mut self, out: &mut Vec<Arrived>) {
+        self.give_up(out, |_| true);
     }
 }
 

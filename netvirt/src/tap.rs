@@ -10,12 +10,17 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use nix::sys::uio::writev;
 use nix::unistd::read;
 use tokio::io::unix::AsyncFd;
 
 /// Longest name of an interface, in bytes.
 const NAME_BYTES_MAX: usize = 15;
+/// A TAP without another header than `virtio_net_hdr`, and not one that somebody made before.
+const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_TUN_EXCL;
+/// Frames that wait in the kernel: each may have 64 KiB, and what waits long is felt as delay.
+const QUEUE_FRAMES: libc::c_int = 32;
 /// Checksums of TCP and UDP may be open, TCP may come in trains, over IPv4 and IPv6, with ECN too (`TUN_F_*`).
 const OFFLOADS: libc::c_uint = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
 
@@ -23,6 +28,7 @@ mod ask {
     nix::ioctl_write_int!(tunsetiff, b'T', 202);
     nix::ioctl_write_int!(tunsetoffload, b'T', 208);
     nix::ioctl_write_ptr!(tunsetvnetle, b'T', 220, libc::c_int);
+    nix::ioctl_write_ptr_bad!(siocsiftxqlen, libc::SIOCSIFTXQLEN, libc::ifreq);
 }
 
 /// One end of a TAP device.
@@ -51,7 +57,7 @@ impl Tap {
         for (place, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
             *place = byte as libc::c_char;
         }
-        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+        request.ifr_ifru.ifru_flags = FLAGS as libc::c_short;
         let fd = file.as_raw_fd();
         // SAFETY: `TUNSETIFF` takes the address of an `ifreq`, which lives until the call has returned.
         unsafe { ask::tunsetiff(fd, (&raw mut request) as libc::c_ulong) }?;
@@ -60,6 +66,10 @@ impl Tap {
             ask::tunsetvnetle(fd, &1)?;
             ask::tunsetoffload(fd, OFFLOADS.into())?;
         }
+        request.ifr_ifru.ifru_mtu = QUEUE_FRAMES; // an int, as the length of a queue is: they share their place
+        let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+        // SAFETY: `SIOCSIFTXQLEN` takes the address of an `ifreq`, in which the device is named.
+        unsafe { ask::siocsiftxqlen(socket.as_raw_fd(), &request) }?;
         // SAFETY: an `OwnedFd` keeps its descriptor until it is dropped, and `Tap` lets nobody change it.
         let file = unsafe { AsyncFd::register(file.into()) }?;
         Ok(Tap { file })

@@ -20,7 +20,7 @@ use fabric::transport::{Handlers, Transport, TransportConfig};
 use netvirt::directory::{Endpoint, Network};
 use netvirt::drops::{Drops, Reason};
 use netvirt::limits::FRAME_BYTES_MAX;
-use netvirt::plane::{Bridge, Plane};
+use netvirt::plane::{Bridge, Paths, Plane};
 use netvirt::tap::Tap;
 use nix::sched::{CloneFlags, setns};
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -117,6 +117,7 @@ struct Node {
     host: Host,
     plane: Plane,
     transport: Transport,
+    _paths: Arc<dyn Paths>,
     _directory: tempfile::TempDir,
 }
 
@@ -132,8 +133,9 @@ impl Node {
         let handlers = Handlers { data: Some(Arc::new(plane.clone())), ..Handlers::default() };
         let config = TransportConfig { listen: ([127, 0, 0, 1], 0).into() };
         let transport = Transport::start(&config, &seams, &credentials, trust, handlers).unwrap();
-        plane.connect(Arc::new(transport.clone()));
-        Node { host: Host::new(name), plane, transport, _directory: directory }
+        let paths: Arc<dyn Paths> = Arc::new(transport.clone());
+        plane.connect(Arc::downgrade(&paths));
+        Node { host: Host::new(name), plane, transport, _paths: paths, _directory: directory }
     }
 
     fn machine(&self, n: u8) -> Endpoint {
@@ -154,7 +156,7 @@ impl Node {
         self.host.ip("link set eth0 up");
         let subnets = ["10.9.0.0/24", "fd09::/64"].map(|text| text.parse().unwrap()).to_vec();
         let network = Network::new(vni(), subnets, MTU);
-        self.plane.set(network, Arc::new(Card(tap.clone())), 1, all.to_vec()).unwrap();
+        assert!(self.plane.set(&network, Arc::new(Card(tap.clone())), 1, all.to_vec()).unwrap());
         let plane = self.plane.clone();
         tokio::spawn(async move {
             let mut buffer = vec![0; FRAME_BYTES_MAX];

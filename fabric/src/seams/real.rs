@@ -11,6 +11,9 @@ use std::time::{Duration, SystemTime};
 
 use ring::rand::SecureRandom;
 
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce};
+
 use super::headroom::{Headroom, headroom};
 use super::{Clock, Disk, Entropy, Seams, Udp};
 
@@ -41,6 +44,9 @@ impl Entropy for KernelEntropy {
     }
 }
 
+/// Bytes that have come to a UDP socket and are not taken yet.
+const SOCKET_BYTES: usize = 4 << 20;
+
 /// UDP sockets of the host.
 #[derive(Debug, Default)]
 pub struct HostUdp;
@@ -48,6 +54,9 @@ pub struct HostUdp;
 impl Udp for HostUdp {
     fn bind(&self, listen: SocketAddr) -> io::Result<Arc<dyn quinn::AsyncUdpSocket>> {
         let socket = std::net::UdpSocket::bind(listen)?;
+        // A burst of frames of overlay networks must not cost the membership's packets. With the right to, beyond the host's
+        // usual bound; as much as there may be otherwise.
+        let _ = setsockopt(&socket, RcvBufForce, &SOCKET_BYTES).or_else(|_| setsockopt(&socket, RcvBuf, &SOCKET_BYTES));
         quinn::Runtime::wrap_udp_socket(&quinn::TokioRuntime, socket)
     }
 }

@@ -2,7 +2,8 @@
 //! and a tenant's traffic must not delay the fabric's own.
 //!
 //! Sending waits for room: quinn drops the oldest datagram of a full buffer, and a TCP inside would take that for congestion
-//! of a path that has none. What arrives is taken where it arrives, in order, without a queue in between.
+//! of a path that has none. What arrives is taken by the connection's own task, in order; when that is too slow quinn drops the
+//! oldest, which [`PathState::dropped`] tells.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -12,9 +13,9 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use quinn::{ConnectionError, SendDatagramError};
 use thiserror::Error;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
-use super::link::Link;
+use super::link::{InUse, Link};
 use super::{Class, Shared, Transport, dial, fault};
 use crate::ids::NodeId;
 use crate::limits::DATA_BURST;
@@ -33,8 +34,8 @@ pub trait DataService: Send + Sync {
 pub trait DataTaker: Send {
     /// One has come. Must not wait: nothing else of this connection is read meanwhile.
     fn take(&mut self, datagram: Bytes);
-    /// What had come is taken.
-    fn rest(&mut self);
+    /// What had come is taken. When it wants to be asked again though nothing more comes, after this time.
+    fn rest(&mut self) -> Option<Duration>;
 }
 
 /// Why a datagram was not sent.
@@ -69,15 +70,24 @@ pub struct PathState {
     pub sent: u64,
     /// Those of them that got lost.
     pub lost: u64,
+    /// Datagrams that came and that nobody took in time.
+    pub dropped: u64,
 }
 
 /// A data connection with a peer. Clones share it.
 #[derive(Debug, Clone)]
 pub struct DataPath {
     link: Arc<Link>,
+    /// Keeps it from being closed for want of room for others.
+    _in_use: Arc<InUse>,
 }
 
 impl DataPath {
+    fn on(link: Arc<Link>) -> Self {
+        let in_use = Arc::new(InUse::of(&link));
+        DataPath { link, _in_use: in_use }
+    }
+
     /// Who is at the other end.
     pub fn peer(&self) -> NodeId {
         self.link.peer.id
@@ -97,7 +107,13 @@ impl DataPath {
     pub fn state(&self) -> PathState {
         let stats = self.link.connection.stats();
         let datagram_bytes = self.datagram_bytes();
-        PathState { rtt: stats.path.rtt, datagram_bytes, sent: stats.path.sent_packets, lost: stats.path.lost_packets }
+        PathState {
+            rtt: stats.path.rtt,
+            datagram_bytes,
+            sent: stats.path.sent_packets,
+            lost: stats.path.lost_packets,
+            dropped: stats.frame_rx.datagram.saturating_sub(self.link.taken()),
+        }
     }
 
     /// Sends a datagram whose first byte is not [`POKE`], as soon as there is room.
@@ -119,15 +135,15 @@ impl Transport {
     /// The data connection with a peer: one that is there, or a new one.
     ///
     /// # Errors
-    /// [`CallError::Unreachable`] when there is none within `timeout`.
-    pub async fn data(&self, to: NodeId, timeout: Duration) -> Result<DataPath, CallError> {
-        let link = dial::connect(&self.shared, to, Class::Data, Instant::now() + timeout).await;
-        link.map(|link| DataPath { link }).map_err(|cause| CallError::Unreachable { node: to, cause })
+    /// [`CallError::Unreachable`] when there is none `within` that time.
+    pub async fn data(&self, to: NodeId, within: Duration) -> Result<DataPath, CallError> {
+        let link = dial::connect(&self.shared, to, Class::Data, Instant::now() + within).await;
+        link.map(DataPath::on).map_err(|cause| CallError::Unreachable { node: to, cause })
     }
 
     /// The data connection with a peer, if there is one now.
     pub fn data_now(&self, to: NodeId) -> Option<DataPath> {
-        self.shared.pool().ready(to, Class::Data).map(|link| DataPath { link })
+        self.shared.pool().ready(to, Class::Data).map(DataPath::on)
     }
 }
 
@@ -142,18 +158,35 @@ pub(super) async fn receive(link: &Link, shared: &Shared) -> ConnectionError {
 
 async fn take_all(link: &Link, taker: &mut dyn DataTaker) -> Result<Infallible, ConnectionError> {
     let take = |datagram: Bytes, taker: &mut dyn DataTaker| {
+        link.took();
         if datagram.first().is_some_and(|kind| *kind != POKE) {
             taker.take(datagram);
         }
     };
+    let mut asked_again = None;
     loop {
-        take(link.connection.read_datagram().await?, taker);
-        for _ in 1..DATA_BURST {
-            let Some(next) = link.connection.read_datagram().now_or_never() else { break };
+        let next = match asked_again {
+            None => link.connection.read_datagram().await?,
+            Some(after) => match timeout(after, link.connection.read_datagram()).await {
+                Ok(next) => next?,
+                Err(_) => {
+                    asked_again = taker.rest();
+                    continue;
+                }
+            },
+        };
+        take(next, taker);
+        let mut more = DATA_BURST - 1;
+        while more > 0
+            && let Some(next) = link.connection.read_datagram().now_or_never()
+        {
             take(next?, taker);
+            more -= 1;
         }
-        taker.rest();
-        // A peer that floods must not keep this task from yielding.
-        tokio::task::coop::consume_budget().await;
+        asked_again = taker.rest();
+        if more == 0 {
+            // A peer that floods must not keep this task from yielding.
+            tokio::task::yield_now().await;
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -36,6 +36,8 @@ pub(super) struct Link {
     /// Something was sent since the keep-alive looked, which is told of it.
     spoke: AtomicBool,
     spoken: Notify,
+    /// Datagrams that were taken.
+    taken: AtomicU64,
     /// Places for streams that the peer holds open on it.
     pub(super) streams: Arc<Semaphore>,
 }
@@ -66,9 +68,15 @@ impl Drop for InUse {
 
 impl Link {
     pub(super) fn new(connection: Connection, peer: Peer, class: Class, dialled: bool, certificate: Vec<u8>) -> Self {
-        let (uses, spoke, spoken) = Default::default();
+        let (uses, spoke, spoken, taken) = Default::default();
+        if class == Class::Data {
+            // Nobody would accept one.
+            connection.set_max_concurrent_bi_streams(VarInt::from_u32(0));
+            connection.set_max_concurrent_uni_streams(VarInt::from_u32(0));
+        }
         let streams = Arc::new(Semaphore::new(STREAMS_OPEN_MAX));
-        Link { connection, peer, class, dialled, since: Instant::now(), certificate, uses, spoke, spoken, streams }
+        let since = Instant::now();
+        Link { connection, peer, class, dialled, since, certificate, uses, spoke, spoken, taken, streams }
     }
 
     /// Makes the keep-alive look whether the peer answers.
@@ -103,9 +111,21 @@ impl Link {
         self.connection.close(code, reason.as_bytes());
     }
 
-    /// Sends something that the peer has to acknowledge.
+    /// Sends something that the peer has to acknowledge, unless something waits to be sent anyway: that would give way.
     pub(super) fn poke(&self) {
-        let _ = self.connection.send_datagram(Bytes::from_static(&[POKE]));
+        if self.connection.datagram_send_buffer_space() > 0 {
+            let _ = self.connection.send_datagram(Bytes::from_static(&[POKE]));
+        }
+    }
+
+    /// A datagram was taken.
+    pub(super) fn took(&self) {
+        self.taken.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many were.
+    pub(super) fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
     }
 
     /// Sends a datagram, or drops it.

@@ -1,5 +1,5 @@
-//! Whose frame goes next: every network gets the same number of bytes of a way that all want, so that a tenant who floods
-//! takes nothing from the others (deficit round robin: Shreedhar and Varghese 1995).
+//! Whose frame goes next: every network gets the same number of bytes of a way that all want, so that one that floods takes
+//! nothing from the others (deficit round robin: Shreedhar and Varghese 1995).
 
 use std::collections::{BTreeMap, VecDeque};
 

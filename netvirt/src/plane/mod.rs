@@ -2,8 +2,9 @@
 //!
 //! [`Plane`] is between two seams: a [`Bridge`] for each network, through which frames reach the machines here, and
 //! [`Paths`], datagrams to other nodes. What becomes of a frame is decided in [`crate::forward`]. Every peer has a lane:
-//! short queues, and a task that cuts their frames into datagrams. A full queue makes the sender wait; only when it stays
-//! full are frames dropped. Networks get equal shares of a lane.
+//! short queues, and a task that cuts their frames into datagrams. Networks get equal shares of a lane. A full queue makes
+//! whoever reads a network's frames wait, once, and with it the kernel's queue of the device; while it stays full, frames
+//! for that peer are dropped, and those for others are not held up.
 
 mod fair;
 mod health;
@@ -13,11 +14,12 @@ mod receive;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use fabric::ids::NodeId;
-use fabric::model::{Mac, Vni};
+use fabric::model::Vni;
 use fabric::rpc::BoxFuture;
 use fabric::seams::Clock;
 use fabric::transport::Transport;
@@ -29,7 +31,7 @@ use crate::directory::{Endpoint, Network, Refused};
 use crate::drops::{Drops, Reason};
 use crate::forward::{self, Ingress};
 use crate::limits::{BROADCAST_BURST, BROADCASTS_PER_SECOND, LANE_CONNECT};
-use crate::vnet::{VNET_BYTES, Vnet};
+use crate::vnet::Vnet;
 
 /// How frames reach the machines of one network on this node.
 pub trait Bridge: Send + Sync {
@@ -50,21 +52,27 @@ impl Paths for Transport {
     }
 }
 
-/// A network that has machines on this node.
+/// A network that has machines on this node, as of one view of the ledger.
 struct Port {
-    network: RwLock<Arc<Network>>,
+    network: Network,
     bridge: Arc<dyn Bridge>,
+    /// The same from view to view.
+    counts: Arc<Counts>,
+}
+
+struct Counts {
     drops: Mutex<Drops>,
     broadcasts: Mutex<Bucket>,
 }
 
 impl Port {
-    fn network(&self) -> Arc<Network> {
-        self.network.read().unwrap_or_else(PoisonError::into_inner).clone()
+    fn count(&self, reason: Reason) {
+        self.counts.drops.lock().unwrap_or_else(PoisonError::into_inner).count(reason);
     }
 
-    fn count(&self, reason: Reason) {
-        self.drops.lock().unwrap_or_else(PoisonError::into_inner).count(reason);
+    /// Whether the machines here may send one more frame to all.
+    fn may_send_to_all(&self, now: Duration) -> bool {
+        self.counts.broadcasts.lock().unwrap_or_else(PoisonError::into_inner).take(now)
     }
 
     /// A frame of the network's own to a machine here.
@@ -78,7 +86,8 @@ struct Inner {
     clock: Arc<dyn Clock>,
     ports: RwLock<BTreeMap<Vni, Arc<Port>>>,
     lanes: Mutex<BTreeMap<NodeId, Lane>>,
-    paths: std::sync::OnceLock<Arc<dyn Paths>>,
+    /// Weak: whoever carries datagrams owns this, as its taker.
+    paths: OnceLock<Weak<dyn Paths>>,
     /// Of frames of networks that have no machine here.
     strays: Mutex<Drops>,
 }
@@ -102,32 +111,30 @@ impl Plane {
     }
 
     /// How it reaches others from now on. The first one counts.
-    pub fn connect(&self, paths: Arc<dyn Paths>) {
+    pub fn connect(&self, paths: Weak<dyn Paths>) {
         let _first = self.0.paths.set(paths);
     }
 
-    /// Takes in a network that has machines here, or its endpoints of a newer view; see [`Network::replace`].
+    /// Takes in a network that has machines here, with all its endpoints as a view of the ledger has them; `false`, and
+    /// nothing has changed, when a newer view is known. See [`Network::replace`].
     ///
     /// # Errors
     /// See [`Refused`]; nothing has changed then.
     pub fn set(
         &self,
-        network: Network,
+        network: &Network,
         bridge: Arc<dyn Bridge>,
         revision: u64,
         endpoints: Vec<Endpoint>,
     ) -> Result<bool, Refused> {
-        let known = self.port(network.vni);
-        let mut next = known.as_ref().map_or(network, |port| (*port.network()).clone());
+        let mut ports = self.0.ports.write().unwrap_or_else(PoisonError::into_inner);
+        let known = ports.get(&network.vni);
+        let mut next = known.map_or_else(|| network.clone(), |port| port.network.clone());
+        (next.subnets, next.mtu) = (network.subnets.clone(), network.mtu);
         let newer = next.replace(revision, endpoints)?;
-        match known {
-            Some(port) => *port.network.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next),
-            None => {
-                let broadcasts = Mutex::new(Bucket::new(BROADCASTS_PER_SECOND, BROADCAST_BURST));
-                let vni = next.vni;
-                let port = Port { network: RwLock::new(Arc::new(next)), bridge, drops: Mutex::default(), broadcasts };
-                self.0.ports.write().unwrap_or_else(PoisonError::into_inner).insert(vni, Arc::new(port));
-            }
+        if newer {
+            let counts = known.map_or_else(Counts::new, |port| port.counts.clone());
+            ports.insert(next.vni, Arc::new(Port { network: next, bridge, counts }));
         }
         Ok(newer)
     }
@@ -142,7 +149,7 @@ impl Plane {
         let of = |drops: &Mutex<Drops>| drops.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match vni {
             None => of(&self.0.strays),
-            Some(vni) => self.port(vni).map(|port| of(&port.drops)).unwrap_or_default(),
+            Some(vni) => self.port(vni).map(|port| of(&port.counts.drops)).unwrap_or_default(),
         }
     }
 
@@ -162,34 +169,36 @@ impl Plane {
     /// is full.
     pub async fn sent(&self, vni: Vni, bytes: Bytes) {
         let Some(port) = self.port(vni) else { return };
-        let network = port.network();
         let Some((_, frame)) = Vnet::parse(&bytes) else { return port.count(Reason::Malformed) };
-        match forward::ingress(&network, self.0.me, frame) {
+        match forward::ingress(&port.network, self.0.me, frame) {
             Ingress::Here => {}
             Ingress::Drop(reason) => port.count(reason),
             Ingress::Answer(answer) => port.tell(&answer),
-            Ingress::To(node) => self.carry(&port, &network, &[node], bytes).await,
+            Ingress::To(node) => {
+                let Some(frame) = Outgoing::of(&port, bytes) else { return };
+                if !lane::push(self, node, frame).await {
+                    port.count(Reason::Congested);
+                }
+            }
             Ingress::All(nodes) => {
-                let now = self.0.clock.boottime();
-                if port.broadcasts.lock().unwrap_or_else(PoisonError::into_inner).take(now) {
-                    self.carry(&port, &network, &nodes, bytes).await;
-                } else {
-                    port.count(Reason::Flood);
+                if !port.may_send_to_all(self.0.clock.boottime()) {
+                    return port.count(Reason::Flood);
+                }
+                for node in nodes {
+                    let Some(frame) = Outgoing::of(&port, bytes.clone()) else { return };
+                    if !lane::push_now(self, node, frame) {
+                        port.count(Reason::Congested);
+                    }
                 }
             }
         }
     }
+}
 
-    async fn carry(&self, port: &Arc<Port>, network: &Network, nodes: &[NodeId], bytes: Bytes) {
-        // The source was judged: it is a machine's.
-        let source = bytes.get(VNET_BYTES + 6..VNET_BYTES + 12).and_then(|mac| Some(Mac(mac.try_into().ok()?)));
-        let Some(sender) = source.and_then(|mac| network.endpoint(mac)) else { return };
-        for node in nodes {
-            let frame = Outgoing { port: port.clone(), epoch: sender.epoch, forwarded: false, bytes: bytes.clone() };
-            if !lane::push(self, *node, network.vni, frame).await {
-                port.count(Reason::Congested);
-            }
-        }
+impl Counts {
+    fn new() -> Arc<Self> {
+        let broadcasts = Mutex::new(Bucket::new(BROADCASTS_PER_SECOND, BROADCAST_BURST));
+        Arc::new(Counts { drops: Mutex::default(), broadcasts })
     }
 }
 

@@ -1,5 +1,8 @@
 //! What comes from one peer: datagrams are put together to frames, which are judged and handed to the machines here.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use bytes::{Bytes, BytesMut};
 use fabric::ids::NodeId;
 use fabric::transport::data::DataTaker;
@@ -24,13 +27,22 @@ impl Taker {
         Taker { plane, peer, assembler: Assembler::default(), came: Vec::new() }
     }
 
+    fn hand_over(&mut self) {
+        for arrived in std::mem::take(&mut self.came) {
+            self.arrived(arrived);
+        }
+    }
+
     fn arrived(&self, arrived: Arrived) {
         match arrived {
             Arrived::Whole(header, pieces) => {
                 let pieces: Vec<&[u8]> = pieces.iter().map(|piece| &piece[..]).collect();
                 self.judge(header, &pieces);
             }
-            Arrived::Parts(header, parts) => parts.iter().for_each(|part| self.judge(header, &[part])),
+            Arrived::Parts(header, parts) => {
+                self.count(header, Reason::Incomplete);
+                parts.iter().for_each(|part| self.judge(header, &[part]));
+            }
             Arrived::Lost(header) => self.count(header, Reason::Incomplete),
         }
     }
@@ -49,7 +61,7 @@ impl Taker {
         };
         let length = pieces.iter().map(|piece| piece.len()).sum::<usize>() - VNET_BYTES;
         let sent = Sent { by: self.peer, epoch: header.epoch, forwarded: header.forwarded };
-        match forward::egress(&port.network(), self.plane.0.me, sent, head, length) {
+        match forward::egress(&port.network, self.plane.0.me, sent, head, length) {
             Egress::Deliver => port.bridge.deliver(pieces),
             Egress::Drop(reason) => port.count(reason),
             Egress::Forward(to) => self.forward(port, header.epoch, to, pieces),
@@ -57,11 +69,11 @@ impl Taker {
     }
 
     /// Sends a frame after the machine that it was for and that has moved from here.
-    fn forward(&self, port: std::sync::Arc<Port>, epoch: u64, to: NodeId, pieces: &[&[u8]]) {
+    fn forward(&self, port: Arc<Port>, epoch: u64, to: NodeId, pieces: &[&[u8]]) {
         let mut bytes = BytesMut::new();
         pieces.iter().for_each(|piece| bytes.extend_from_slice(piece));
         let frame = Outgoing { port: port.clone(), epoch, forwarded: true, bytes: bytes.freeze() };
-        if !lane::push_now(&self.plane, to, port.network().vni, frame) {
+        if !lane::push_now(&self.plane, to, frame) {
             port.count(Reason::Congested);
         }
     }
@@ -72,15 +84,20 @@ impl DataTaker for Taker {
         let Some((header, piece)) = PieceHeader::parse(&datagram) else { return self.plane.stray(Reason::Malformed) };
         let now = self.plane.0.clock.boottime();
         self.assembler.push(now, header, piece, &mut self.came);
-        for arrived in std::mem::take(&mut self.came) {
-            self.arrived(arrived);
-        }
+        self.hand_over();
     }
 
-    fn rest(&mut self) {
-        self.assembler.expire(self.plane.0.clock.boottime(), &mut self.came);
-        for arrived in std::mem::take(&mut self.came) {
-            self.arrived(arrived);
-        }
+    fn rest(&mut self) -> Option<Duration> {
+        let now = self.plane.0.clock.boottime();
+        self.assembler.expire(now, &mut self.came);
+        self.hand_over();
+        self.assembler.deadline().map(|at| at.saturating_sub(now))
+    }
+}
+
+impl Drop for Taker {
+    fn drop(&mut self) {
+        self.assembler.end(&mut self.came);
+        self.hand_over();
     }
 }

@@ -121,10 +121,11 @@ fn the_segments_around_a_lost_piece_are_delivered() {
         let without = cut.into_iter().enumerate().filter(|(at, _)| ![3, 8].contains(at)).map(|(_, piece)| piece);
         assert_eq!(put(&mut assembler, 5, without), []);
         let mut out = Vec::new();
-        assert_eq!(assembler.deadline(), Some(Duration::from_millis(25)));
-        assembler.expire(Duration::from_millis(24), &mut out);
+        let over = Duration::from_millis(5) + ASSEMBLY_TIMEOUT;
+        assert_eq!(assembler.deadline(), Some(over));
+        assembler.expire(over - Duration::from_millis(1), &mut out);
         assert_eq!(out, []);
-        assembler.expire(Duration::from_millis(25), &mut out);
+        assembler.expire(over, &mut out);
         let [Arrived::Parts(_, parts)] = &out[..] else { panic!("no parts: {out:?}") };
         let head = frame.len() - carried.len();
         let carry: Vec<&[u8]> = parts.iter().map(|part| &part[head..]).collect();
@@ -165,6 +166,24 @@ fn the_oldest_frame_gives_way_and_a_piece_counts_once() {
     // The others still come together.
     let rest: Vec<_> = pieces(&frame, 1).split_off(1);
     assert_eq!(whole(&put(&mut assembler, 0, rest)), frame);
+}
+
+#[test]
+fn what_later_frames_have_overtaken_is_given_up_at_once() {
+    let mut assembler = Assembler::default();
+    let cut = pieces(&train(false, &[5; 3_000], 1_000), u16::MAX - 3);
+    assert_eq!(put(&mut assembler, 0, [cut[0].clone(), cut[2].clone()]), []);
+    let small = plain(100);
+    let next = |assembler: &mut Assembler, number: u16| put(assembler, 0, pieces(&small, number));
+    for ahead in 1..ASSEMBLIES_MAX as u16 {
+        assert_eq!(next(&mut assembler, (u16::MAX - 3).wrapping_add(ahead)).len(), 1);
+    }
+    let out = next(&mut assembler, (u16::MAX - 3).wrapping_add(ASSEMBLIES_MAX as u16));
+    assert!(matches!(&out[..], [Arrived::Parts(_, parts), Arrived::Whole(..)] if parts.len() == 2), "{out:?}");
+    put(&mut assembler, 0, cut[..1].to_vec());
+    let mut rest = Vec::new();
+    assembler.end(&mut rest);
+    assert_eq!((rest.len(), assembler.deadline()), (1, None));
 }
 
 #[test]
@@ -222,11 +241,15 @@ fn a_frame_that_no_kernel_should_see_is_lost() {
 }
 
 #[test]
-fn a_late_piece_begins_another_frame() {
+fn a_slow_frame_comes_together_and_a_late_piece_begins_another_one() {
     let cut = pieces(&train(false, &[5; 3_000], 1_000), 1);
+    let late = ASSEMBLY_TIMEOUT.as_millis() as u64;
+    let mut assembler = Assembler::default();
+    let slow: Vec<_> = (0..3).flat_map(|at| put(&mut assembler, late / 2 * at, [cut[at as usize].clone()])).collect();
+    assert!(matches!(&slow[..], [Arrived::Whole(..)]), "{slow:?}");
     let mut assembler = Assembler::default();
     assert_eq!(put(&mut assembler, 0, cut[..2].to_vec()), []);
-    let out = put(&mut assembler, 20, cut[2..].to_vec());
+    let out = put(&mut assembler, late, cut[2..].to_vec());
     assert!(matches!(&out[..], [Arrived::Parts(_, parts)] if parts.len() == 1), "{out:?}");
 }
 
