@@ -9,6 +9,7 @@ use fabric::limits::SWEEP;
 use fabric::model::{MachineRecord, RaftRole};
 use raft_store::command::{Command, Outcome, PlaceItem, PlaceResult};
 use raft_store::state::State;
+use tokio::time::Instant;
 
 use super::{Owner, candidates, is_absent, sweep};
 use crate::node::context::Context;
@@ -19,7 +20,8 @@ const RETRY: Duration = Duration::from_millis(250);
 /// Cares for machines while this node is a voter or standby. Returns when the node stops.
 pub async fn run(context: Arc<Context>) {
     let (mut ledger, mut members) = (context.ledger.changed(), context.membership.members());
-    let mut pause = SWEEP;
+    // A time and not a pause, which every change of a busy ledger would begin anew.
+    let mut due = Instant::now() + SWEEP;
     loop {
         tokio::select! {
             biased;
@@ -30,10 +32,10 @@ pub async fn run(context: Arc<Context>) {
                 if changed.is_err() { return }
                 if !homeless { continue }
             }
-            () = tokio::time::sleep(pause) => {}
+            () = tokio::time::sleep_until(due) => {}
         }
         let left = round(&context).await;
-        pause = if left { RETRY } else { SWEEP };
+        due = Instant::now() + if left { RETRY } else { SWEEP };
         if left {
             // What is left has written its reason, which is a change that would wake this sweep at once.
             tokio::select! {

@@ -55,6 +55,8 @@ pub struct Moved {
     taken: BTreeSet<(MachineId, u64)>,
     /// Epochs whose owner has told that it has the disk.
     confirmed: BTreeSet<(MachineId, u64)>,
+    /// Epochs in which a machine has run, or into which a move has brought what it had written before.
+    written: BTreeSet<(MachineId, u64)>,
     /// Epochs that a move has ended.
     left: BTreeSet<(MachineId, u64)>,
     /// Machines that were seen to run on the disk that a move had brought.
@@ -71,7 +73,12 @@ impl Moved {
     pub fn told(&mut self, told: Told) {
         match told {
             Told::Confirmed(machine, epoch) => self.confirmed.insert((machine, epoch)),
-            Told::Left(machine, epoch) => self.left.insert((machine, epoch)),
+            Told::Left(machine, epoch) => {
+                if self.written.contains(&(machine, epoch)) {
+                    self.written.insert((machine, epoch + 1));
+                }
+                self.left.insert((machine, epoch))
+            }
         };
     }
 
@@ -101,6 +108,7 @@ impl Moved {
         placement: &impl Fn(HostId, MachineId) -> Option<Placement>,
     ) -> Option<String> {
         let Running { id, epoch, disk, .. } = *machine;
+        self.written.insert((id, epoch));
         let fresh = Seen { host, epoch, disk, left: None };
         let before = self.seen.get(&id).copied().unwrap_or(fresh);
         if epoch < before.epoch {
@@ -143,9 +151,11 @@ impl Moved {
         }
     }
 
-    /// The newest epoch since `since` whose disk the one of `born` replaced, though nobody was taken over from.
+    /// The newest epoch since `since` whose disk the one of `born` replaced, though nobody was taken over from. An owner that
+    /// was never told to start a machine has an empty one, whatever it says.
     fn given_up(&self, id: MachineId, born: u64, since: u64) -> Option<u64> {
-        let (_, had) = *self.confirmed.range((id, since)..(id, born)).next_back()?;
+        let had = |at: &&(MachineId, u64)| self.written.contains(at);
+        let (_, had) = *self.confirmed.range((id, since)..(id, born)).rev().find(had)?;
         let taken = self.taken.range((id, had + 1)..=(id, born)).next().is_some();
         (!taken).then_some(had)
     }
@@ -212,19 +222,24 @@ mod tests {
 
     #[test]
     fn a_disk_that_was_told_of_is_not_given_up_while_its_owner_lives() {
-        let judged = |confirmed: Option<u64>, taken: bool| {
+        let judged = |came: bool, confirmed: Option<u64>, taken: bool| {
             let mut moved = Moved::default();
             check(&mut moved, &[on(1, 1, 1, 10)]);
+            if came {
+                moved.told(Told::Left(MachineId([1; 16]), 1));
+            }
             confirmed.into_iter().for_each(|epoch| moved.told(Told::Confirmed(MachineId([1; 16]), epoch)));
             if taken {
                 moved.taken_over(Takeover { machine: MachineId([1; 16]), epoch: 3 });
             }
             check(&mut moved, &[on(3, 3, 3, 1)])
         };
-        assert!(judged(Some(2), false).unwrap().contains("had a disk in epoch 2, and runs on h3 on an empty one"));
-        assert!(judged(Some(1), false).is_some(), "in which it was seen to run");
-        assert_eq!(judged(None, false), None, "it failed before anybody was told");
-        assert_eq!(judged(Some(2), true), None, "its owner died");
+        let moved = judged(true, Some(2), false).unwrap();
+        assert!(moved.contains("had a disk in epoch 2, and runs on h3 on an empty one"), "{moved}");
+        assert!(judged(false, Some(1), false).is_some(), "in which it was seen to run");
+        assert_eq!(judged(true, None, false), None, "it failed before anybody was told");
+        assert_eq!(judged(true, Some(2), true), None, "its owner died");
+        assert_eq!(judged(false, Some(2), false), None, "what has never run there has nothing to lose");
     }
 
     #[test]
