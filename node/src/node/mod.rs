@@ -156,6 +156,7 @@ fn load(seams: &Seams) -> Result<Loaded, StartError> {
     let file = ClusterFile::load(disk)?.ok_or(StartError::NotMember)?;
     let key = NodeKey::load(disk)?.ok_or(StartError::Missing { file: identity::KEY_FILE })?;
     let credentials = Credentials::load(disk, key)?;
+    check_notes(seams)?;
     let credentials = credentials.ok_or(StartError::Missing { file: identity::CERTIFICATE_FILE })?;
     let trust = trusted(disk, &credentials)?;
     let boot = boot_stamp(disk, &*seams.clock).map_err(|error| match error.kind() {
@@ -214,16 +215,17 @@ fn known_peers(file: &ClusterFile) -> Vec<(NodeId, SocketAddr)> {
     file.peers.iter().filter_map(|(node, address)| Some((*node, address.parse().ok()?))).collect()
 }
 
-/// Goes on with the moves that a former daemon left. What it noted is read now: found out later, damage would keep the
-/// machines that it is about from starting, on a node that is well otherwise.
-fn resume_moves(context: &Arc<Context>) -> Result<(), StartError> {
-    for note in [&context.notes.out, &context.notes.coming] {
+/// Reads what a former daemon noted of moves. Found out later, damage would keep the machines that it is about from
+/// starting, on a node that is well otherwise.
+fn check_notes(seams: &Seams) -> Result<(), StartError> {
+    let notes = Notes::new(&seams.disk);
+    for note in [&notes.out, &notes.coming] {
         note.load().map_err(|source| match source.kind() {
             std::io::ErrorKind::InvalidData => StartError::Moves { file: note.file(), source },
             _ => StartError::Disk(source),
         })?;
     }
-    Ok(moving::driver::resume(context)?)
+    Ok(())
 }
 
 impl Node {
@@ -297,7 +299,7 @@ impl Node {
             shutdown: CancellationToken::new(),
             seams,
         });
-        resume_moves(&context)?;
+        moving::driver::resume(&context)?;
         let _ = late.set(context.clone());
         Ok(Self::run(context, file, said))
     }
