@@ -324,10 +324,10 @@ const DRIFT_PPM: i64 = 10_000;
 const HANG_US: std::ops::Range<u64> = 500_000..16_000_000;
 
 /// How long the daemon of a lapse is stopped: its lease lasts 6 s from its last renewal, which is up to 2 s old.
-const LAPSE_US: std::ops::Range<u64> = 4_000_000..7_000_000;
+const LAPSE_US: std::ops::Range<u64> = 4_800_000..6_800_000;
 
 /// How long a sync of the others' disks takes in a lapse, and how long they stay so when it is over.
-const LAPSE_SYNC_US: std::ops::Range<u64> = 50_000..300_000;
+const LAPSE_SYNC_US: std::ops::Range<u64> = 100_000..500_000;
 const LAPSE_ENDS_US: u64 = 1_000_000;
 
 /// How long a host that is back reaches nobody: a node that is alone with its copy waits 15 s before it goes by it.

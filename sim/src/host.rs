@@ -27,8 +27,6 @@ use crate::power::Supply;
 use crate::random;
 use crate::trace::Trace;
 
-/// How long a sync takes, in microseconds: the host stands still for it, as a thread does.
-const SYNC_US: u64 = 400;
 /// A daemon that stands still for less, as for a sync, kills in time what its supervisor should have frozen: it begins 250 ms
 /// before the deadline.
 const STANDS_US: u64 = 200_000;
@@ -88,7 +86,8 @@ struct Life {
     blow: Blow,
     /// The host does nothing before this time: stopped, or waiting for its disk.
     held_until_us: u64,
-    syncs: u64,
+    /// How long it had waited for its disk, in microseconds, since the world began.
+    stalled_us: u64,
 }
 
 /// One host of the world.
@@ -105,8 +104,6 @@ pub struct Host {
     last_clock: Option<HostClock>,
     /// When it boots, in microseconds, while it is down.
     back_us: u64,
-    /// How long its disk takes over a sync, in microseconds.
-    sync_us: u64,
     /// Until then a lease may be believed in that has ended, since this host's clock stood still.
     mistaken_until_us: u64,
     /// Until then its supervisors hang.
@@ -128,7 +125,6 @@ impl Host {
             life: None,
             last_clock: None,
             back_us: 0,
-            sync_us: SYNC_US,
             mistaken_until_us: 0,
             hangs_until_us: None,
         }
@@ -204,8 +200,8 @@ impl Host {
             let _inside = runtime.enter();
             runtime.spawn(around.software.boot(boot));
         });
-        let syncs = self.disk.counts().syncs;
-        self.life = Some(Life { runtime, clock, ambient, supply, exit, blow, held_until_us: now_us, syncs });
+        let stalled_us = self.disk.counts().stalled_us;
+        self.life = Some(Life { runtime, clock, ambient, supply, exit, blow, held_until_us: now_us, stalled_us });
     }
 
     /// Runs it up to world time `to_us`.
@@ -226,8 +222,8 @@ impl Host {
                 sleep_until(target).await;
             });
         });
-        let syncs = self.disk.counts().syncs;
-        let waits_us = (syncs - std::mem::replace(&mut life.syncs, syncs)) * self.sync_us;
+        let stalled_us = self.disk.counts().stalled_us;
+        let waits_us = stalled_us - std::mem::replace(&mut life.stalled_us, stalled_us);
         life.held_until_us = life.held_until_us.max(to_us + waits_us);
         let panics = ambient::take_panics();
         if !life.supply.is_on() {
@@ -351,13 +347,12 @@ impl Host {
 
     /// Lets each sync of its disk take so long.
     pub fn set_sync(&mut self, sync_us: u64) {
-        self.sync_us = sync_us;
+        self.disk.slow(sync_us);
     }
 
     /// Its disk has its room and its speed again.
     pub fn mend(&mut self) {
         self.disk.mend();
-        self.sync_us = SYNC_US;
     }
 
     /// What happened to its machines.

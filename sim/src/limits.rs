@@ -4,6 +4,8 @@ use std::time::Duration;
 
 /// Size of a simulated disk.
 pub const DISK_BYTES: u64 = 1 << 30;
+/// How long a sync takes on a disk that is well, in microseconds.
+pub const SYNC_US: u64 = 400;
 /// What a growing file has allocated ahead of its end (`fabric::seams::headroom`).
 pub const HEADROOM_BYTES: u64 = 8 << 20;
 /// Largest small file, as the real disk has it.

@@ -71,6 +71,11 @@ pub trait Disk: Debug + Send + Sync {
     /// # Errors
     /// When it cannot be opened, or another process has it open.
     fn storage(&self, name: &str, grows: bool) -> io::Result<Box<dyn redb::StorageBackend>>;
+    /// How long the sync that comes next will take, where time stands still in a call: on the simulator's disk. A task that
+    /// syncs what others need not wait for sleeps for it first, so that they go on as they do beside a thread that syncs.
+    fn sync_takes(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 /// UDP.

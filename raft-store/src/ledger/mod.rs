@@ -178,7 +178,7 @@ impl Registration {
         let store = Store::open(&*seams.disk, &*seams.entropy, config.begun)?;
         let machine = StateMachine::load(store.clone(), seams.clock.clone())?;
         let shared = machine.shared.clone();
-        let log = LogStore::new(store.clone(), shared.halt.clone());
+        let log = LogStore::new(store.clone(), seams.disk.clone(), shared.halt.clone());
         let writer = log.ended();
         let network = Network::new(config.node, rpc.clone());
         // openraft's randomness is task-local and seeded here, so that the simulator owns it. Its later calls draw none

@@ -62,7 +62,7 @@ mod tests {
     async fn filled(disk: &MemoryDisk) {
         let store = Store::open(disk, &KernelEntropy, false).unwrap();
         let machine = StateMachine::load(store.clone(), std::sync::Arc::new(KernelClock)).unwrap();
-        let mut log = LogStore::new(store, machine.shared.halt.clone());
+        let mut log = LogStore::new(store, std::sync::Arc::new(disk.clone()), machine.shared.halt.clone());
         for index in 0..60 {
             let payload = openraft::EntryPayload::Normal(Proposal(bytes::Bytes::from(vec![7; 300])));
             let (tell, told) = TC::oneshot();

@@ -11,10 +11,12 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
+use fabric::seams::Disk;
 use fabric::wire;
 use futures_util::{Stream, stream};
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
@@ -22,7 +24,7 @@ use openraft::{EntryPayload, OptionalSend};
 use redb::{ReadableDatabase, ReadableTable, WriteTransaction};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::guarded::guarded;
 use super::machine::Halt;
@@ -413,7 +415,7 @@ pub(crate) struct LogStore {
 /// Wakes the writer of the log. One wake-up that waits already is enough.
 #[derive(Clone)]
 enum Wake {
-    /// A task, where the runtime is a single thread: the simulator's, in which time stands still meanwhile.
+    /// A task, where the runtime is a single thread: the simulator's.
     Task(mpsc::Sender<()>),
     /// A thread of its own, so that no append makes a worker of the runtime wait for the disk.
     Thread(std::sync::mpsc::SyncSender<()>),
@@ -442,6 +444,7 @@ enum Woken {
 /// Writes what gathers in the queue; the database takes the journal in when it is quiet, and at the end.
 struct Writer {
     store: Store,
+    disk: Arc<dyn Disk>,
     halt: Halt,
     /// Dropped last: whoever waits for it may open the files again.
     _ended: watch::Sender<()>,
@@ -494,6 +497,10 @@ impl Writer {
                 Ok(None) => Woken::Over,
                 Err(_) => Woken::Quiet,
             };
+            let takes = if why == Woken::Appended { self.disk.sync_takes() } else { Duration::ZERO };
+            if !takes.is_zero() {
+                sleep(takes).await;
+            }
             self.work(why);
             if why == Woken::Over {
                 return;
@@ -530,9 +537,9 @@ pub(super) fn in_place<T>(blocking: impl FnOnce() -> T) -> T {
 }
 
 impl LogStore {
-    pub(crate) fn new(store: Store, halt: Halt) -> Self {
+    pub(crate) fn new(store: Store, disk: Arc<dyn Disk>, halt: Halt) -> Self {
         let (sender, ended) = watch::channel(());
-        let wake = Writer { store: store.clone(), halt: halt.clone(), _ended: sender }.spawn();
+        let wake = Writer { store: store.clone(), disk, halt: halt.clone(), _ended: sender }.spawn();
         LogStore { store, halt, wake, ended }
     }
 

@@ -33,7 +33,7 @@ fn syncs(store: &Store) -> u64 {
 
 fn open(disk: &MemoryDisk) -> (Store, LogStore, Halt) {
     let (store, halt) = (Store::open(disk, &fabric::seams::real::KernelEntropy, false).unwrap(), Halt::default());
-    (store.clone(), LogStore::new(store, halt.clone()), halt)
+    (store.clone(), LogStore::new(store, std::sync::Arc::new(disk.clone()), halt.clone()), halt)
 }
 
 #[test]

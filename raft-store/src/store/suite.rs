@@ -22,9 +22,10 @@ struct Builder;
 
 impl StoreBuilder<TC, LogStore, StateMachine> for Builder {
     async fn build(&self) -> Result<((), LogStore, StateMachine), StorageError<TC>> {
-        let store = Store::open(&disk::MemoryDisk::new(1), &fabric::seams::real::KernelEntropy, false).unwrap();
+        let disk = std::sync::Arc::new(disk::MemoryDisk::new(1));
+        let store = Store::open(&*disk, &fabric::seams::real::KernelEntropy, false).unwrap();
         let machine = StateMachine::load(store.clone(), std::sync::Arc::new(fabric::seams::real::KernelClock)).unwrap();
-        Ok(((), LogStore::new(store, machine.shared.halt.clone()), machine))
+        Ok(((), LogStore::new(store, disk, machine.shared.halt.clone()), machine))
     }
 }
 

@@ -5,12 +5,14 @@
 //! sync the directory) are steps here too: a cut can be armed to fall between any two of them, or into a commit of redb,
 //! which no crash between scheduler steps would hit.
 //!
-//! Absent: time. An operation is instant; what it cost is counted, and the world stalls the host for it.
+//! Absent: time. An operation is instant; what it cost is counted, and the world stalls the host for it, unless who syncs has
+//! slept for it before ([`Disk::sync_takes`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use fabric::seams::Disk;
 use rand::RngExt;
@@ -24,7 +26,7 @@ use content::Content;
 pub use content::Loss;
 use directory::{Directory, Inode};
 
-use crate::limits::{DISK_BYTES, HEADROOM_BYTES, SMALL_FILE_BYTES_MAX};
+use crate::limits::{DISK_BYTES, HEADROOM_BYTES, SMALL_FILE_BYTES_MAX, SYNC_US};
 use crate::power::{Supply, Switch};
 
 /// What a disk was asked to do, since the world began.
@@ -32,6 +34,8 @@ use crate::power::{Supply, Switch};
 pub struct Counts {
     /// Syncs of files and directories.
     pub syncs: u64,
+    /// How long syncs took for which nobody had slept, in microseconds.
+    pub stalled_us: u64,
     /// Power cuts.
     pub cuts: u64,
     /// Power cuts that left a part of one write, and not all of it.
@@ -60,11 +64,13 @@ pub struct Trouble {
     pub failing_syncs: u32,
     /// So many further writes do.
     pub failing_writes: u32,
+    /// How long each sync takes, in microseconds.
+    pub sync_us: u64,
 }
 
 impl Default for Trouble {
     fn default() -> Self {
-        Trouble { capacity_bytes: DISK_BYTES, failing_syncs: 0, failing_writes: 0 }
+        Trouble { capacity_bytes: DISK_BYTES, failing_syncs: 0, failing_writes: 0, sync_us: SYNC_US }
     }
 }
 
@@ -84,6 +90,8 @@ struct Medium {
     /// The power goes before the operation after so many.
     armed: Option<(u64, Loss)>,
     trouble: Trouble,
+    /// Somebody has slept for the next sync.
+    slept: bool,
     counts: Counts,
 }
 
@@ -168,13 +176,20 @@ impl Medium {
     }
 
     fn sync(&mut self, inode: Inode) -> io::Result<()> {
-        self.step()?;
-        self.counts.syncs += 1;
+        self.begin_sync()?;
         if self.sync_fails() {
             self.file(inode)?.fail_sync();
             return Err(io_error());
         }
         self.file(inode)?.sync();
+        Ok(())
+    }
+
+    fn begin_sync(&mut self) -> io::Result<()> {
+        self.step()?;
+        self.counts.syncs += 1;
+        let slept = std::mem::take(&mut self.slept);
+        self.counts.stalled_us += if slept { 0 } else { self.trouble.sync_us };
         Ok(())
     }
 
@@ -187,8 +202,7 @@ impl Medium {
     }
 
     fn sync_names(&mut self) -> io::Result<()> {
-        self.step()?;
-        self.counts.syncs += 1;
+        self.begin_sync()?;
         if self.sync_fails() {
             return Err(io_error());
         }
@@ -230,6 +244,7 @@ impl HostDisk {
             rng,
             armed: None,
             trouble: Trouble::default(),
+            slept: false,
             counts: Counts::default(),
         };
         HostDisk { medium: Arc::new(Mutex::new(medium)) }
@@ -237,7 +252,10 @@ impl HostDisk {
 
     /// Turns the host on: its power supply, and the disk as this boot sees it.
     pub fn boot(&self) -> (Supply, Arc<SimDisk>) {
-        let supply = lock(&self.medium).switch.on();
+        let mut medium = lock(&self.medium);
+        medium.slept = false;
+        let supply = medium.switch.on();
+        drop(medium);
         (supply.clone(), Arc::new(SimDisk { medium: self.medium.clone(), supply }))
     }
 
@@ -278,6 +296,11 @@ impl HostDisk {
         let ahead = |inode: &Inode| Some((*inode, files.get(inode)?.bytes().len() as u64 + HEADROOM_BYTES));
         let allocated = growing.iter().filter(|_| allocates).filter_map(ahead).collect();
         medium.allocated = allocated;
+    }
+
+    /// Lets each sync take so many microseconds.
+    pub fn slow(&self, sync_us: u64) {
+        lock(&self.medium).trouble.sync_us = sync_us;
     }
 
     /// Lets so many further syncs fail.
@@ -386,6 +409,12 @@ fn check(name: &str) -> io::Result<()> {
 }
 
 impl Disk for SimDisk {
+    fn sync_takes(&self) -> Duration {
+        let mut medium = lock(&self.medium);
+        medium.slept = true;
+        Duration::from_micros(medium.trouble.sync_us)
+    }
+
     fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
         check(name)?;
         self.with(|medium| {

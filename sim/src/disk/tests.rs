@@ -85,6 +85,25 @@ fn a_failed_sync_fails_the_write_and_keeps_the_old_file() {
 }
 
 #[test]
+fn a_host_stands_still_for_each_sync_that_nobody_has_slept_for() {
+    let disk = disk(1);
+    let (_, files) = disk.boot();
+    let file = files.storage("d", true).unwrap();
+    let stalled = |sync: &dyn Fn()| {
+        let before = disk.counts().stalled_us;
+        sync();
+        disk.counts().stalled_us - before
+    };
+    disk.slow(7_000);
+    assert_eq!(stalled(&|| file.sync_data().unwrap()), 7_000);
+    assert_eq!(files.sync_takes().as_micros(), 7_000);
+    assert_eq!(stalled(&|| file.sync_data().unwrap()), 0);
+    assert_eq!(stalled(&|| file.sync_data().unwrap()), 7_000);
+    disk.mend();
+    assert!(files.sync_takes().as_micros() < 7_000);
+}
+
+#[test]
 fn a_growing_file_has_what_it_allocated_ahead_on_a_full_disk() {
     let disk = disk(1);
     let (_, files) = disk.boot();
