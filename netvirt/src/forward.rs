@@ -56,6 +56,10 @@ pub struct Sent {
 /// Decides about a frame that a machine here has sent.
 pub fn ingress(network: &Network, me: NodeId, bytes: &[u8]) -> Ingress {
     let Ok(frame) = Frame::parse(bytes) else { return Ingress::Drop(Reason::Malformed) };
+    if frame.source == network.gateway() {
+        // What a node's gateway says is for the machines there; none of them can send this.
+        return Ingress::Drop(Reason::Answered);
+    }
     let Some(sender) = network.endpoint(frame.source) else { return Ingress::Drop(Reason::SpoofedMac) };
     if sender.node != me {
         return Ingress::Drop(Reason::NotOwner);

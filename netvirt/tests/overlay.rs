@@ -1,15 +1,12 @@
-//! Two nodes of one process, each with a machine's interface in a network namespace of its own: what is in one reaches what
-//! is in the other by the plane alone, since nothing else connects them.
+//! Two nodes of one process, each with a network's switch, and machines that are namespaces: what is in one reaches what is in
+//! the other by the plane alone, since nothing else connects them.
 
-use std::fs::File;
-use std::io::IoSlice;
+mod common;
+
 use std::net::IpAddr;
-use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, RwLock};
-use std::time::Duration;
 
-use bytes::Bytes;
+use common::{Host, unique};
 use fabric::identity::{CaKey, Credentials, NodeKey, Trust};
 use fabric::ids::MachineId;
 use fabric::limits::CERTIFICATE_TTL;
@@ -19,106 +16,38 @@ use fabric::seams::real::{KernelClock, KernelEntropy, seams};
 use fabric::transport::{Handlers, Transport, TransportConfig};
 use netvirt::directory::{Endpoint, Network};
 use netvirt::drops::{Drops, Reason};
-use netvirt::limits::FRAME_BYTES_MAX;
-use netvirt::plane::{Bridge, Paths, Plane};
-use netvirt::tap::Tap;
-use nix::sched::{CloneFlags, setns};
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::Child;
+use netvirt::netns::Netns;
+use netvirt::plane::{Paths, Plane};
+use netvirt::switch::{Port, Switch};
+use tokio_util::task::AbortOnDropHandle;
 
 const MTU: u16 = 1_350;
-const PATIENCE: Duration = Duration::from_secs(30);
 
 fn vni() -> Vni {
     Vni::new(9).unwrap()
 }
 
-fn ip(arguments: &str) {
-    let done = Command::new("ip").args(arguments.split_whitespace()).output().unwrap();
-    assert!(done.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&done.stderr));
+fn network() -> Network {
+    Network::new(vni(), ["10.9.0.0/24", "fd09::/64"].map(|text| text.parse().unwrap()).to_vec(), MTU)
 }
 
-/// A namespace with one machine's interface, which is the TAP itself. Gone when dropped.
-struct Host {
-    namespace: String,
+fn port(endpoint: &Endpoint) -> Port {
+    Port { machine: endpoint.machine, mac: endpoint.mac, addresses: endpoint.addresses.clone() }
 }
 
-impl Host {
-    fn new(name: &str) -> Self {
-        static HOSTS: AtomicU32 = AtomicU32::new(0);
-        let number = HOSTS.fetch_add(1, Ordering::Relaxed);
-        let namespace = format!("snov-{}-{number}-{name}", std::process::id());
-        ip(&format!("netns add {namespace}"));
-        Host { namespace }
-    }
-
-    /// Opens the TAP inside, by a thread that goes there and ends.
-    fn tap(&self) -> Tap {
-        let path = format!("/run/netns/{}", self.namespace);
-        let runtime = tokio::runtime::Handle::current();
-        let open = move || {
-            let _inside = runtime.enter();
-            #[expect(clippy::disallowed_methods, reason = "a namespace of the kernel")]
-            let namespace = File::open(path).unwrap();
-            setns(namespace, CloneFlags::CLONE_NEWNET).unwrap();
-            Tap::open("eth0").unwrap()
-        };
-        std::thread::scope(|scope| scope.spawn(open).join().unwrap())
-    }
-
-    fn ip(&self, arguments: &str) {
-        ip(&format!("-n {} {arguments}", self.namespace));
-    }
-
-    fn command(&self, program: &str) -> tokio::process::Command {
-        // Entered by file: `ip netns exec` would make a mount namespace of its own as well.
-        let mut command = tokio::process::Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{}", self.namespace)).args(program.split_whitespace()).kill_on_drop(true);
-        command
-    }
-
-    /// Starts a command inside, and waits until it says so much.
-    async fn start(&self, program: &str, ready: &str) -> Child {
-        let mut child = self.command(program).stdout(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let look = async { while !lines.next_line().await.unwrap().expect("it has ended").contains(ready) {} };
-        tokio::time::timeout(PATIENCE, look).await.expect("it does not begin");
-        // Whoever writes to a closed pipe dies.
-        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        child
-    }
-
-    /// Runs a command inside and gives what it says.
-    async fn run(&self, program: &str) -> String {
-        let done =
-            tokio::time::timeout(PATIENCE, self.command(program).output()).await.expect("it does not end").unwrap();
-        let said = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
-        assert!(done.status.success(), "{program}: {said}");
-        said
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "delete", &self.namespace]).output();
-    }
-}
-
-struct Card(Arc<Tap>);
-
-impl Bridge for Card {
-    fn deliver(&self, pieces: &[&[u8]]) {
-        let pieces: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
-        let _ = self.0.write(&pieces);
-    }
-}
-
+/// A node's part of the network; its namespace is gone when this is dropped.
 struct Node {
-    host: Host,
+    namespace: String,
     plane: Plane,
     transport: Transport,
     _paths: Arc<dyn Paths>,
     _directory: tempfile::TempDir,
+}
+
+/// What a daemon holds of a network while it runs.
+struct Running {
+    switch: Arc<Switch>,
+    _carries: AbortOnDropHandle<()>,
 }
 
 impl Node {
@@ -135,35 +64,25 @@ impl Node {
         let transport = Transport::start(&config, &seams, &credentials, trust, handlers).unwrap();
         let paths: Arc<dyn Paths> = Arc::new(transport.clone());
         plane.connect(Arc::downgrade(&paths));
-        Node { host: Host::new(name), plane, transport, _paths: paths, _directory: directory }
+        Node { namespace: unique(name), plane, transport, _paths: paths, _directory: directory }
     }
 
-    fn machine(&self, n: u8) -> Endpoint {
+    fn endpoint(&self, n: u8) -> Endpoint {
         let machine = MachineId([n; 16]);
         let addresses = [format!("10.9.0.{n}"), format!("fd09::{n:x}")].map(|text| text.parse::<IpAddr>().unwrap());
         let (mac, node) = (Mac::of(machine, vni()), self.transport.id());
         Endpoint { machine, mac, addresses: addresses.to_vec(), node, epoch: 1, previous: None }
     }
 
-    /// Brings the machine up, and carries what it sends.
-    fn bring_up(&self, own: &Endpoint, all: &[Endpoint]) {
-        let tap = Arc::new(self.host.tap());
-        self.host.ip("link set lo up");
-        self.host.ip(&format!("link set eth0 address {} mtu {MTU}", own.mac));
-        self.host.ip(&format!("addr add {}/24 dev eth0", own.addresses[0]));
-        // Without asking whether it is taken: the ledger says that it is not.
-        self.host.ip(&format!("addr add {}/64 dev eth0 nodad", own.addresses[1]));
-        self.host.ip("link set eth0 up");
-        let subnets = ["10.9.0.0/24", "fd09::/64"].map(|text| text.parse().unwrap()).to_vec();
-        let network = Network::new(vni(), subnets, MTU);
-        assert!(self.plane.set(&network, Arc::new(Card(tap.clone())), 1, all.to_vec()).unwrap());
-        let plane = self.plane.clone();
-        tokio::spawn(async move {
-            let mut buffer = vec![0; FRAME_BYTES_MAX];
-            while let Ok(length) = tap.read(&mut buffer).await {
-                plane.sent(vni(), Bytes::copy_from_slice(&buffer[..length])).await;
-            }
-        });
+    /// Begins to carry the network, in which there are these endpoints.
+    async fn run(&self, all: &[Endpoint]) -> Running {
+        let own = all.iter().filter(|endpoint| endpoint.node == self.transport.id()).map(port);
+        let switch = Switch::open(&self.namespace, &network(), &own.collect::<Vec<_>>()).await.unwrap();
+        let switch = Arc::new(switch);
+        self.plane.set(&network(), switch.clone(), 1, all.to_vec()).unwrap();
+        let (plane, tap) = (self.plane.clone(), switch.tap());
+        let carries = tokio::spawn(async move { drop(plane.carry(vni(), &tap).await) });
+        Running { switch, _carries: AbortOnDropHandle::new(carries) }
     }
 
     /// Reasons for which something was dropped that should not have been.
@@ -174,50 +93,171 @@ impl Node {
     }
 }
 
-/// Two nodes that know each other, with a machine each: 10 on the first, 11 on the second.
-fn pair() -> (Node, Node, [Endpoint; 2]) {
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = Netns::remove(&self.namespace);
+    }
+}
+
+/// A machine that has its interface.
+async fn machine(on: &Running, endpoint: &Endpoint) -> Host {
+    let host = Host::new(&format!("m{}", endpoint.machine.0[0]));
+    on.switch.attach(&port(endpoint), &host.namespace, "eth0", true).await.unwrap();
+    host
+}
+
+/// How often the switch dropped something for this reason.
+fn count(on: &Running, reason: Reason) -> u64 {
+    on.switch.dropped().unwrap().into_iter().find(|(of, _)| *of == reason).unwrap().1
+}
+
+/// Two nodes that know each other.
+fn pair() -> (Node, Node) {
     let ca = CaKey::generate(&KernelEntropy, KernelClock.wall());
     let (a, b) = (Node::start(&ca, "a"), Node::start(&ca, "b"));
     a.transport.learn(b.transport.id(), b.transport.local_addr().unwrap());
     b.transport.learn(a.transport.id(), a.transport.local_addr().unwrap());
-    let machines = [a.machine(10), b.machine(11)];
-    a.bring_up(&machines[0], &machines);
-    b.bring_up(&machines[1], &machines);
-    (a, b, machines)
+    (a, b)
+}
+
+async fn pings(from: &Host, to: &str) {
+    let said = from.run(&format!("ping -n -c 3 -i 0.2 -W 2 {to}")).await;
+    assert!(said.contains("3 received"), "{said}");
+}
+
+async fn pings_in_vain(from: &Host, arguments: &str) {
+    let (well, said) = from.try_run(&format!("ping -n -c 2 -i 0.2 -W 1 {arguments}")).await;
+    assert!(!well, "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs root and namespaces"]
 async fn machines_of_two_nodes_reach_each_other_by_ipv4_and_ipv6() {
-    let (a, b, machines) = pair();
-    for target in ["10.9.0.11", "fd09::b"] {
-        let said = a.host.run(&format!("ping -n -c 5 -i 0.2 -W 2 {target}")).await;
-        assert!(said.contains("5 received"), "{said}");
+    let (a, b) = pair();
+    let all = [a.endpoint(10), b.endpoint(11)];
+    let (on_a, on_b) = (a.run(&all).await, b.run(&all).await);
+    let (one, _other) = (machine(&on_a, &all[0]).await, machine(&on_b, &all[1]).await);
+    for target in ["10.9.0.11", "fd09::b", "10.9.0.1", "fd09::1"] {
+        pings(&one, target).await;
     }
     // Packets as large as the network takes.
-    a.host.run(&format!("ping -n -c 2 -i 0.2 -W 2 -M do -s {} 10.9.0.11", MTU - 28)).await;
-    let neighbours = a.host.run("ip neigh show 10.9.0.11").await;
-    assert!(neighbours.contains(&machines[1].mac.to_string()), "{neighbours}");
+    one.run(&format!("ping -n -c 2 -i 0.2 -W 2 -M do -s {} 10.9.0.11", MTU - 28)).await;
+    let neighbours = one.run("ip neigh show 10.9.0.11").await;
+    assert!(neighbours.contains(&all[1].mac.to_string()), "{neighbours}");
+    let routes = one.run("ip route show default").await;
+    assert!(routes.contains("via 10.9.0.1 dev eth0"), "{routes}");
     assert_eq!((a.dropped(), b.dropped(), a.plane.drops(None)), (vec![], vec![], Drops::default()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs root and namespaces"]
 async fn tcp_gets_through_in_both_directions() {
-    let (a, b, _) = pair();
-    for target in ["10.9.0.11", "fd09::b"] {
-        let _server = b.host.start("iperf3 --server --one-off --forceflush", "Server listening").await;
-        let said = a.host.run(&format!("iperf3 --client {target} --bytes 20M --json")).await;
-        assert!(!said.contains("\"error\""), "{said}");
-        let _server = b.host.start("iperf3 --server --one-off --forceflush", "Server listening").await;
-        let said = a.host.run(&format!("iperf3 --client {target} --bytes 20M --reverse --json")).await;
-        assert!(!said.contains("\"error\""), "{said}");
+    let (a, b) = pair();
+    let all = [a.endpoint(10), b.endpoint(11), a.endpoint(12)];
+    let (on_a, on_b) = (a.run(&all).await, b.run(&all).await);
+    let client = machine(&on_a, &all[0]).await;
+    let servers = [machine(&on_b, &all[1]).await, machine(&on_a, &all[2]).await];
+    for (server, targets) in servers.iter().zip([["10.9.0.11", "fd09::b"], ["10.9.0.12", "fd09::c"]]) {
+        for target in targets {
+            for reverse in ["", "--reverse"] {
+                let _server = server.start("iperf3 --server --one-off --forceflush", "Server listening").await;
+                let said = client.run(&format!("iperf3 --client {target} --bytes 20M --json {reverse}")).await;
+                assert!(!said.contains("\"error\""), "{said}");
+            }
+        }
     }
-    let spoofed = |node: &Node| node.dropped().into_iter().find(|(reason, _)| !is_of_load(*reason));
-    assert_eq!((spoofed(&a), spoofed(&b)), (None, None));
+    let other = |node: &Node| node.dropped().into_iter().find(|(reason, _)| !is_of_load(*reason));
+    assert_eq!((other(&a), other(&b)), (None, None));
 }
 
 /// What a path that is full brings about, and TCP bears.
 fn is_of_load(reason: Reason) -> bool {
     matches!(reason, Reason::Congested | Reason::Incomplete)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs root and namespaces"]
+async fn machines_of_one_node_go_on_while_its_daemon_is_away_and_reach_others_when_it_is_back() {
+    let (a, b) = pair();
+    let all = [a.endpoint(10), b.endpoint(11), a.endpoint(12)];
+    let (on_a, on_b) = (a.run(&all).await, b.run(&all).await);
+    let (one, _two) = (machine(&on_a, &all[0]).await, machine(&on_a, &all[2]).await);
+    let _other = machine(&on_b, &all[1]).await;
+    pings(&one, "10.9.0.11").await;
+    a.plane.remove(vni());
+    drop(on_a);
+    pings(&one, "10.9.0.12").await;
+    pings(&one, "fd09::c").await;
+    pings_in_vain(&one, "10.9.0.11").await;
+    let on_a = a.run(&all).await;
+    pings(&one, "10.9.0.11").await;
+    pings(&one, "fd09::b").await;
+    // Plugged in again, as a daemon does that does not know; and unplugged, by itself and as one that nobody wants any more.
+    on_a.switch.attach(&port(&all[0]), &one.namespace, "eth0", true).await.unwrap();
+    pings(&one, "10.9.0.12").await;
+    on_a.switch.detach(all[2].machine).await.unwrap();
+    on_a.switch.detach(all[2].machine).await.unwrap();
+    pings_in_vain(&one, "10.9.0.12").await;
+    a.plane.remove(vni());
+    drop(on_a);
+    let on_a = a.run(&all[1..2]).await;
+    let (_, said) = one.try_run("ip link show eth0").await;
+    assert!(said.contains("does not exist"), "{said}");
+    a.plane.remove(vni());
+    Arc::into_inner(on_a.switch).unwrap().close().unwrap();
+    assert_eq!(Netns::names(&a.namespace).unwrap(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs root and namespaces"]
+async fn a_machine_may_use_its_own_addresses_alone_and_sends_to_all_at_a_bounded_rate() {
+    let (a, _b) = pair();
+    let all = [a.endpoint(10), a.endpoint(12)];
+    let on_a = a.run(&all).await;
+    let (one, _two) = (machine(&on_a, &all[0]).await, machine(&on_a, &all[1]).await);
+    pings(&one, "10.9.0.12").await;
+    assert_eq!(on_a.switch.dropped().unwrap().iter().map(|(_, count)| count).sum::<u64>(), 0);
+
+    one.ip("addr add 10.9.0.99/24 dev eth0");
+    one.ip("addr add fd09::99/64 dev eth0 nodad");
+    pings_in_vain(&one, "-I 10.9.0.99 10.9.0.12").await;
+    let of_ipv4 = count(&on_a, Reason::SpoofedAddress);
+    pings_in_vain(&one, "-I fd09::99 fd09::c").await;
+    assert!(of_ipv4 > 0 && count(&on_a, Reason::SpoofedAddress) > of_ipv4);
+
+    one.namespace.within(flood).unwrap();
+    assert!(count(&on_a, Reason::Flood) > 0);
+
+    one.ip("link set eth0 address 06:00:00:00:00:99");
+    pings_in_vain(&one, "10.9.0.12").await;
+    assert!(count(&on_a, Reason::SpoofedMac) > 0);
+    one.ip(&format!("link set eth0 address {}", all[0].mac));
+    pings(&one, "10.9.0.12").await;
+}
+
+/// Far more to all than a machine may say at once.
+fn flood() -> std::io::Result<()> {
+    #[expect(clippy::disallowed_methods, reason = "what a machine does")]
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    socket.set_broadcast(true)?;
+    (0..1_000).try_for_each(|_| socket.send_to(b"all", "10.9.0.255:9").map(drop))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs root and namespaces"]
+async fn a_network_has_no_way_to_its_host_nor_to_another_network() {
+    let (a, b) = pair();
+    // The same subnet, by two switches that are not joined: two tenants.
+    let (of_one, of_other) = ([a.endpoint(10)], [b.endpoint(11)]);
+    let (on_a, on_b) = (a.run(&of_one).await, b.run(&of_other).await);
+    let (one, _other) = (machine(&on_a, &of_one[0]).await, machine(&on_b, &of_other[0]).await);
+    pings(&one, "10.9.0.1").await;
+    pings_in_vain(&one, "10.9.0.11").await;
+    // A server of the host that listens everywhere is not here.
+    let listener = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (reached, said) = one.try_run(&format!("bash -c :</dev/tcp/10.9.0.1/{port}")).await;
+    assert!(!reached && said.contains("refused"), "{said}");
+    let inside = on_a.switch.interfaces().await.unwrap();
+    assert_eq!(inside.iter().filter(|name| !name.starts_with("m-")).collect::<Vec<_>>(), ["br0", "fabric", "lo"]);
 }

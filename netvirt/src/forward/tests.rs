@@ -37,6 +37,7 @@ fn a_frame_goes_to_the_node_of_its_target_and_stays_where_that_is_here() {
     assert_eq!(goes(&data(&one, &three)), Ingress::Here);
     let gateway = (populated().gateway(), ip("9.9.9.9"));
     assert_eq!(goes(&udp(gateway, (one.mac, one.addresses[0]), (1, 2), b"out")), Ingress::Here);
+    assert_eq!(dropped(&udp((two.mac, two.addresses[0]), gateway, (1, 2), b"in")), Reason::Answered);
     let nobody = (Mac([6; 6]), ip("10.0.0.77"));
     assert_eq!(dropped(&udp(nobody, (one.mac, one.addresses[0]), (1, 2), b"")), Reason::UnknownTarget);
 }

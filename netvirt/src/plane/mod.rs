@@ -13,7 +13,9 @@ mod rate;
 mod receive;
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::fmt;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
@@ -30,7 +32,8 @@ use self::rate::Bucket;
 use crate::directory::{Endpoint, Network, Refused};
 use crate::drops::{Drops, Reason};
 use crate::forward::{self, Ingress};
-use crate::limits::{BROADCAST_BURST, BROADCASTS_PER_SECOND, LANE_CONNECT};
+use crate::limits::{BROADCAST_BURST, BROADCASTS_PER_SECOND, FRAME_BYTES_MAX, LANE_CONNECT};
+use crate::tap::Tap;
 use crate::vnet::Vnet;
 
 /// How frames reach the machines of one network on this node.
@@ -163,6 +166,18 @@ impl Plane {
 
     fn lanes(&self) -> MutexGuard<'_, BTreeMap<NodeId, Lane>> {
         self.0.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Carries what the machines here send into a network, until its device is gone.
+    ///
+    /// # Errors
+    /// Why nothing can be read from the device any more.
+    pub async fn carry(&self, vni: Vni, tap: &Tap) -> io::Result<Infallible> {
+        let mut buffer = vec![0; FRAME_BYTES_MAX];
+        loop {
+            let length = tap.read(&mut buffer).await?;
+            self.sent(vni, Bytes::copy_from_slice(&buffer[..length])).await;
+        }
     }
 
     /// A machine here has sent a frame into its network: a [`Vnet`] and what follows it. Waits while the way to its target
