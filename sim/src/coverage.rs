@@ -29,7 +29,7 @@ const LINES: [(&str, &str); 10] = [
 ];
 
 /// Situations that a long swarm of whole nodes under all faults must reach.
-pub const SITUATIONS: [&str; 53] = [
+pub const SITUATIONS: [&str; 54] = [
     "crashes",
     "cut-off-in-switch",
     "cuts",
@@ -49,6 +49,7 @@ pub const SITUATIONS: [&str; 53] = [
     "hangs",
     "islands",
     "lapses",
+    "fades",
     "layer-lost",
     "layer-swept",
     "left",

@@ -42,6 +42,8 @@ pub enum Fault {
     /// The daemon is stopped for about as long as a lease lasts, and meanwhile the disks of all others are slow: what is
     /// decided about the lease takes long.
     Lapse,
+    /// A host's links become slow, and then let nothing pass for longer than a lease lasts.
+    Fade,
     /// A host stands still with its clock, as a paused virtual one does.
     StopClock,
     /// Monotonic clocks differ in rate.
@@ -76,7 +78,7 @@ pub enum Fault {
 
 impl Fault {
     /// All of them with their names.
-    pub const ALL: [(Fault, &'static str); 27] = [
+    pub const ALL: [(Fault, &'static str); 28] = [
         (Fault::Loss, "loss"),
         (Fault::Delay, "delay"),
         (Fault::Duplicate, "duplicate"),
@@ -104,6 +106,7 @@ impl Fault {
         (Fault::Stop, "stop"),
         (Fault::Island, "island"),
         (Fault::Lapse, "lapse"),
+        (Fault::Fade, "fade"),
     ];
 }
 
@@ -254,6 +257,10 @@ pub enum Action {
     /// Stops the daemon for so many microseconds, and lets each sync of all other disks take so many, until
     /// [`Action::MendDisk`].
     Lapse(HostId, u64, u64),
+    /// Makes all links of a host slower by so many microseconds, until [`Action::Bridge`].
+    Fade(HostId, u64),
+    /// Cuts a host's links, until [`Action::Bridge`].
+    CutOff(HostId),
     /// Stops the host and its clocks for so many microseconds.
     StopClock(HostId, u64),
     /// Sets a wall clock, off by so many microseconds.
@@ -282,7 +289,7 @@ pub enum Action {
     Stop(HostId, u64),
     /// Cuts a host's power for so many microseconds, and its links until [`Action::Bridge`].
     Island(HostId, Loss, u64),
-    /// Ends [`Action::Island`].
+    /// Ends [`Action::Island`], [`Action::Fade`] and [`Action::CutOff`].
     Bridge(HostId),
     /// Cuts a host's power and flips a bit on its disk, if the others can do without it; it boots after so many microseconds.
     Rot(HostId, u64),
@@ -304,6 +311,8 @@ pub struct Plan {
     flaps: (Vec<(HostId, HostId)>, Vec<u64>),
     /// Disks that are to be mended, and when.
     mend: BTreeMap<HostId, u64>,
+    /// Fading hosts that are to be cut off, and when.
+    fade: BTreeMap<HostId, u64>,
     /// Islands that are to be bridged, and when.
     bridge: BTreeMap<HostId, u64>,
     skip: Skip,
@@ -330,6 +339,12 @@ const LAPSE_US: std::ops::Range<u64> = 4_800_000..6_800_000;
 const LAPSE_SYNC_US: std::ops::Range<u64> = 100_000..500_000;
 const LAPSE_ENDS_US: u64 = 1_000_000;
 
+/// How long links are slow before they let nothing pass, how slow, and how long nothing passes then: a renewal of a lease,
+/// which may take 1.5 s, is answered on the slow link, and longer ago than its holder would like to believe.
+const FADE_US: std::ops::Range<u64> = 3_000_000..8_000_000;
+const FADE_EXTRA_US: std::ops::Range<u64> = 100_000..700_000;
+const FADED_US: std::ops::Range<u64> = 6_000_000..12_000_000;
+
 /// How long a host that is back reaches nobody: a node that is alone with its copy waits 15 s before it goes by it.
 const ISLAND_US: std::ops::Range<u64> = 1_000_000..25_000_000;
 
@@ -353,6 +368,7 @@ impl Plan {
             heal_us: None,
             flaps: (Vec::new(), Vec::new()),
             mend: BTreeMap::new(),
+            fade: BTreeMap::new(),
             bridge: BTreeMap::new(),
             skip: Skip::default(),
             drawn: 0,
@@ -402,13 +418,14 @@ impl Plan {
             actions.extend(self.flap(now_us));
         }
         actions.extend(self.mend.extract_if(.., |_, at| *at <= now_us).map(|(host, _)| Action::MendDisk(host)));
+        actions.extend(self.fade.extract_if(.., |_, at| *at <= now_us).map(|(host, _)| Action::CutOff(host)));
         actions.extend(self.bridge.extract_if(.., |_, at| *at <= now_us).map(|(host, _)| Action::Bridge(host)));
         if self.next_us <= now_us {
             self.next_us = now_us + self.rng.random_range(GAP_US);
-            let before = (self.heal_us, self.flaps.clone(), self.mend.clone(), self.bridge.clone());
+            let before = (self.heal_us, self.flaps.clone(), self.mend.clone(), self.fade.clone(), self.bridge.clone());
             if let Some(action) = self.draw(now_us) {
                 if self.skip.has(self.drawn) {
-                    (self.heal_us, self.flaps, self.mend, self.bridge) = before;
+                    (self.heal_us, self.flaps, self.mend, self.fade, self.bridge) = before;
                 } else {
                     actions.push(action);
                 }
@@ -459,6 +476,12 @@ impl Plan {
                 let others = self.hosts.iter().filter(|other| **other != host);
                 self.mend.extend(others.map(|other| (*other, now_us + length_us + LAPSE_ENDS_US)));
                 Action::Lapse(host, length_us, sync_us)
+            }
+            Fault::Fade => {
+                let cut_us = now_us + rng.random_range(FADE_US);
+                self.fade.insert(host, cut_us);
+                self.bridge.insert(host, cut_us + rng.random_range(FADED_US));
+                Action::Fade(host, rng.random_range(FADE_EXTRA_US))
             }
             Fault::StopClock => Action::StopClock(host, rng.random_range(20_000..8_000_000)),
             Fault::WallJump => Action::SetWall(host, rng.random_range(-7_200_000_000..7_200_000_000)),
@@ -569,8 +592,8 @@ mod tests {
         // Nor does anything come later that belongs to what was skipped.
         let whole = |skip: Skip| {
             let hosts = (1..=3).map(HostId).collect();
-            let mut plan =
-                Plan::new("flap,freeze-hangs,lapse".parse().unwrap(), hosts, 0, stream(1, "plan", &[])).skipping(skip);
+            let mut plan = Plan::new("flap,freeze-hangs,lapse,fade".parse().unwrap(), hosts, 0, stream(1, "plan", &[]))
+                .skipping(skip);
             (0..60_000).flat_map(|ms| plan.due(ms * 1000)).count()
         };
         assert_eq!((whole(Skip::of(0..ACTIONS_MAX)), whole(Skip::default()) > 0), (0, true));

@@ -142,9 +142,11 @@ impl Net {
         self.links().islands.insert(host);
     }
 
-    /// Ends [`Net::island`].
+    /// Ends [`Net::island`]; the host's links are as fast as they were.
     pub fn bridge(&self, host: HostId) {
-        self.links().islands.remove(&host);
+        let mut links = self.links();
+        links.islands.remove(&host);
+        links.slow.retain(|(from, to), _| *from != host && *to != host);
     }
 
     /// Lets nothing pass from one host to another.

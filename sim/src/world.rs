@@ -330,6 +330,14 @@ impl World {
                 let held = self.host(*id).hold(now_us, (now_us + length_us).min(calm_us), false);
                 self.count_many("lapses", u64::from(held));
             }
+            Action::Fade(id, extra_us) => {
+                for other in self.hosts.iter().map(Host::id).filter(|other| other != id) {
+                    self.around.net.slow(*id, other, *extra_us);
+                    self.around.net.slow(other, *id, *extra_us);
+                }
+                self.count("fades");
+            }
+            Action::CutOff(id) => self.around.net.island(*id),
             Action::StopClock(id, length_us) => {
                 let held = self.host(*id).hold(now_us, (now_us + length_us).min(calm_us), true);
                 self.count_many("stops", u64::from(held));
