@@ -54,3 +54,5 @@ pub const LANE_CONNECT: Duration = Duration::from_secs(2);
 pub const BROADCASTS_PER_SECOND: u32 = 200;
 /// See [`BROADCASTS_PER_SECOND`].
 pub const BROADCAST_BURST: u32 = 100;
+/// How long the kernel may take to change a network's rules.
+pub const RULES_TIMEOUT: Duration = Duration::from_secs(10);

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::statfs::{FsType, fstatfs};
+use tokio::runtime::{Handle, RuntimeFlavor};
 
 /// Where names of namespaces are.
 const DIRECTORY: &str = "/run/netns";
@@ -104,7 +105,7 @@ impl Netns {
     /// # Errors
     /// When the right to go there is missing, and those of `work`.
     pub fn within<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-        let runtime = tokio::runtime::Handle::try_current().ok();
+        let runtime = Handle::try_current().ok();
         on_a_thread(|| {
             setns(&self.file, CloneFlags::CLONE_NEWNET)?;
             let _runtime = runtime.as_ref().map(|runtime| runtime.enter());
@@ -137,12 +138,19 @@ fn open(path: &Path) -> io::Result<Netns> {
     Ok(Netns { file })
 }
 
-/// A namespace is a property of a thread: one that ends takes it along.
+/// A namespace is a property of a thread: one that ends takes it along. Where there are several workers, another one takes
+/// over this one's tasks meanwhile.
 fn on_a_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-    std::thread::scope(|scope| match scope.spawn(work).join() {
-        Ok(done) => done,
-        Err(panic) => std::panic::resume_unwind(panic),
-    })
+    let run = || {
+        std::thread::scope(|scope| match scope.spawn(work).join() {
+            Ok(done) => done,
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
+    };
+    match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(run),
+        _ => run(),
+    }
 }
 
 #[cfg(test)]

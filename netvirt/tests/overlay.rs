@@ -107,8 +107,8 @@ async fn machine(on: &Running, endpoint: &Endpoint) -> Host {
 }
 
 /// How often the switch dropped something for this reason.
-fn count(on: &Running, reason: Reason) -> u64 {
-    on.switch.dropped().unwrap().into_iter().find(|(of, _)| *of == reason).unwrap().1
+async fn count(on: &Running, reason: Reason) -> u64 {
+    on.switch.dropped().await.unwrap().into_iter().find(|(of, _)| *of == reason).unwrap().1
 }
 
 /// Two nodes that know each other.
@@ -216,21 +216,21 @@ async fn a_machine_may_use_its_own_addresses_alone_and_sends_to_all_at_a_bounded
     let on_a = a.run(&all).await;
     let (one, _two) = (machine(&on_a, &all[0]).await, machine(&on_a, &all[1]).await);
     pings(&one, "10.9.0.12").await;
-    assert_eq!(on_a.switch.dropped().unwrap().iter().map(|(_, count)| count).sum::<u64>(), 0);
+    assert_eq!(on_a.switch.dropped().await.unwrap().iter().map(|(_, count)| count).sum::<u64>(), 0);
 
     one.ip("addr add 10.9.0.99/24 dev eth0");
     one.ip("addr add fd09::99/64 dev eth0 nodad");
     pings_in_vain(&one, "-I 10.9.0.99 10.9.0.12").await;
-    let of_ipv4 = count(&on_a, Reason::SpoofedAddress);
+    let of_ipv4 = count(&on_a, Reason::SpoofedAddress).await;
     pings_in_vain(&one, "-I fd09::99 fd09::c").await;
-    assert!(of_ipv4 > 0 && count(&on_a, Reason::SpoofedAddress) > of_ipv4);
+    assert!(of_ipv4 > 0 && count(&on_a, Reason::SpoofedAddress).await > of_ipv4);
 
     one.namespace.within(flood).unwrap();
-    assert!(count(&on_a, Reason::Flood) > 0);
+    assert!(count(&on_a, Reason::Flood).await > 0);
 
     one.ip("link set eth0 address 06:00:00:00:00:99");
     pings_in_vain(&one, "10.9.0.12").await;
-    assert!(count(&on_a, Reason::SpoofedMac) > 0);
+    assert!(count(&on_a, Reason::SpoofedMac).await > 0);
     one.ip(&format!("link set eth0 address {}", all[0].mac));
     pings(&one, "10.9.0.12").await;
 }

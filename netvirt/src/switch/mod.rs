@@ -17,17 +17,21 @@ mod rules;
 use std::fs::File;
 use std::io::{self, IoSlice, Write};
 use std::net::IpAddr;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 
 use fabric::ids::MachineId;
 use fabric::model::Mac;
 use thiserror::Error;
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+use tokio::time::timeout;
 
 use self::links::Links;
 use self::rules::{FABRIC, TABLE};
 use crate::directory::Network;
 use crate::drops::Reason;
+use crate::limits::RULES_TIMEOUT;
 use crate::netns::Netns;
 use crate::plane::Bridge;
 use crate::tap::Tap;
@@ -114,7 +118,7 @@ impl Switch {
         let namespace = Netns::make(name).map_err(kernel(format!("making the network namespace {name}")))?;
         let links = Links::inside(&namespace)?;
         // Before there is anything to judge.
-        nft(&namespace, &rules::base())?;
+        nft(&namespace, &rules::base()).await?;
         namespace.within(quiet).map_err(kernel("settings of the network namespace"))?;
         if links.index(BRIDGE).await?.is_none() {
             links.make_bridge(BRIDGE, network.gateway()).await?;
@@ -126,7 +130,7 @@ impl Switch {
         links.plug(FABRIC, BRIDGE, network.mtu, true).await?;
         let switch = Switch { name: name.to_owned(), namespace, links, tap: Arc::new(tap), network: network.clone() };
         let wanted: Vec<String> = ports.iter().map(Port::name).collect();
-        for stale in switch.ports()?.into_iter().filter(|port| !wanted.contains(port)) {
+        for stale in switch.ports().await?.into_iter().filter(|port| !wanted.contains(port)) {
             switch.unplug(&stale).await?;
         }
         Ok(switch)
@@ -145,7 +149,7 @@ impl Switch {
         is_default: bool,
     ) -> Result<(), SwitchError> {
         let name = port.name();
-        nft(&self.namespace, &rules::port(&name, port))?;
+        nft(&self.namespace, &rules::port(&name, port)).await?;
         if self.links.index(&name).await?.is_none() {
             // Named after the machine until it is where no other interface can have its name.
             let end = name.replace(PORT, "e-");
@@ -174,29 +178,29 @@ impl Switch {
     /// See [`SwitchError`].
     pub async fn detach(&self, machine: MachineId) -> Result<(), SwitchError> {
         let name = name_of(machine);
-        if self.ports()?.contains(&name) { self.unplug(&name).await } else { Ok(()) }
+        if self.ports().await?.contains(&name) { self.unplug(&name).await } else { Ok(()) }
     }
 
     async fn unplug(&self, name: &str) -> Result<(), SwitchError> {
         self.links.remove(name).await?;
-        nft(&self.namespace, &rules::without(name))
+        nft(&self.namespace, &rules::without(name)).await
     }
 
     /// Names of ports that there are rules for.
-    fn ports(&self) -> Result<Vec<String>, SwitchError> {
-        rules::ports(&self.listing()?).ok_or_else(|| SwitchError::Rules("its list of chains is none".into()))
+    async fn ports(&self) -> Result<Vec<String>, SwitchError> {
+        rules::ports(&self.listing().await?).ok_or_else(|| SwitchError::Rules("its list of chains is none".into()))
     }
 
-    fn listing(&self) -> Result<Vec<u8>, SwitchError> {
-        run_nft(&self.namespace, &["--json", "list", "table", "bridge", "smartnode"], "")
+    async fn listing(&self) -> Result<Vec<u8>, SwitchError> {
+        run_nft(&self.namespace, &["--json", "list", "table", "bridge", "smartnode"], "").await
     }
 
     /// What was dropped on its way into the bridge, with how often.
     ///
     /// # Errors
     /// When nothing can be learnt of it.
-    pub fn dropped(&self) -> Result<Vec<(Reason, u64)>, SwitchError> {
-        rules::counts(&self.listing()?).ok_or_else(|| SwitchError::Rules(format!("its list of {TABLE} is none")))
+    pub async fn dropped(&self) -> Result<Vec<(Reason, u64)>, SwitchError> {
+        rules::counts(&self.listing().await?).ok_or_else(|| SwitchError::Rules(format!("its list of {TABLE} is none")))
     }
 
     /// Names of the interfaces in its namespace, in order.
@@ -254,22 +258,26 @@ fn setting(name: &str, value: &str) -> io::Result<()> {
     file.write_all(value.as_bytes())
 }
 
-fn nft(namespace: &Netns, rules: &str) -> Result<(), SwitchError> {
-    run_nft(namespace, &["--file", "-"], rules).map(drop)
+async fn nft(namespace: &Netns, rules: &str) -> Result<(), SwitchError> {
+    run_nft(namespace, &["--file", "-"], rules).await.map(drop)
 }
 
 /// Runs `nft` in a namespace and gives what it says.
-fn run_nft(namespace: &Netns, arguments: &[&str], input: &str) -> Result<Vec<u8>, SwitchError> {
-    let run = || {
+async fn run_nft(namespace: &Netns, arguments: &[&str], input: &str) -> Result<Vec<u8>, SwitchError> {
+    let begin = || {
         let mut command = Command::new("nft");
         command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn()?;
-        if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(input.as_bytes())?;
-        }
-        child.wait_with_output()
+        command.kill_on_drop(true).spawn()
     };
-    let done = namespace.within(run).map_err(|error| SwitchError::Rules(error.to_string()))?;
+    let failed = |error: io::Error| SwitchError::Rules(error.to_string());
+    let mut child = namespace.within(begin).map_err(failed)?;
+    let talk = async {
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(input.as_bytes()).await?;
+        }
+        child.wait_with_output().await
+    };
+    let done = timeout(RULES_TIMEOUT, talk).await.map_err(|late| failed(late.into()))?.map_err(failed)?;
     if done.status.success() {
         return Ok(done.stdout);
     }
