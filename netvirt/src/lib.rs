@@ -2,7 +2,7 @@
 //!
 //! [`proxy`] forwards TCP connections of a host port into a machine. Overlay networks are begun: what decides about a frame
 //! is pure ([`frame`], [`directory`], [`forward`], [`answers`], [`superframe`]); a [`switch`] joins the machines of one network
-//! on this node, and [`plane`] carries frames between its [`tap`] and other nodes. Absent: firewalls, name service, ways to the
+//! on this node, and [`plane`] carries frames between its [`tap`] and other nodes. Absent: name service and ways to the
 //! outside. And always: this package never reads Raft. It is told which port leads where, who is in which network, and how to
 //! connect: entering a machine's network namespace is the runtime's work.
 

@@ -10,7 +10,7 @@ use common::{Host, unique};
 use fabric::identity::{CaKey, Credentials, NodeKey, Trust};
 use fabric::ids::MachineId;
 use fabric::limits::CERTIFICATE_TTL;
-use fabric::model::{Mac, Role, Vni};
+use fabric::model::{Labels, Mac, Role, Vni};
 use fabric::seams::Clock;
 use fabric::seams::real::{KernelClock, KernelEntropy, seams};
 use fabric::transport::{Handlers, Transport, TransportConfig};
@@ -18,7 +18,7 @@ use netvirt::directory::{Endpoint, Network};
 use netvirt::drops::{Drops, Reason};
 use netvirt::netns::Netns;
 use netvirt::plane::{Paths, Plane};
-use netvirt::switch::{Port, Switch};
+use netvirt::switch::{Guarded, Port, Switch, Tagged};
 use tokio_util::task::AbortOnDropHandle;
 
 const MTU: u16 = 1_350;
@@ -260,4 +260,46 @@ async fn a_network_has_no_way_to_its_host_nor_to_another_network() {
     assert!(!reached && said.contains("refused"), "{said}");
     let inside = on_a.switch.interfaces().await.unwrap();
     assert_eq!(inside.iter().filter(|name| !name.starts_with("m-")).collect::<Vec<_>>(), ["br0", "fabric", "lo"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs root and namespaces"]
+async fn a_firewall_judges_what_begins_and_lets_answers_pass() {
+    let (a, b) = pair();
+    let all = [a.endpoint(10), b.endpoint(11)];
+    let (on_a, on_b) = (a.run(&all).await, b.run(&all).await);
+    let (one, two) = (machine(&on_a, &all[0]).await, machine(&on_b, &all[1]).await);
+    let rules = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+    let guard = |rules| [Guarded { port: port(&all[1]), rules }];
+
+    // Nobody begins anything with machine 11, and it may begin what it likes.
+    on_b.switch.guard(&guard(rules(&["deny in any"])), &Tagged::new()).await.unwrap();
+    pings(&two, "10.9.0.10").await;
+    pings(&two, "fd09::a").await;
+    for target in ["10.9.0.11", "fd09::b"] {
+        pings_in_vain(&one, target).await;
+    }
+    let denied = on_b.switch.denied().await.unwrap();
+    assert!(denied >= 4, "{denied}");
+
+    // Machine 10 may, on one port, since it is what it is; and nobody else.
+    let labels = Labels::from([("role".to_owned(), "web".to_owned())]);
+    let tagged: Tagged = all[0].addresses.iter().map(|ip| (*ip, labels.clone())).collect();
+    let allowed = rules(&["allow in tcp 5201 from tag role=web", "deny in any"]);
+    on_b.switch.guard(&guard(allowed), &tagged).await.unwrap();
+    for target in ["10.9.0.11", "fd09::b"] {
+        let _server = two.start("iperf3 --server --one-off --forceflush", "Server listening").await;
+        one.run(&format!("iperf3 --client {target} --bytes 1M")).await;
+    }
+    let _server = two.start("iperf3 --server --one-off --forceflush --port 5202", "Server listening").await;
+    let (well, _) = one.try_run("timeout 2 iperf3 --client 10.9.0.11 --port 5202 --connect-timeout 1000").await;
+    assert!(!well && on_b.switch.denied().await.unwrap() > denied);
+
+    // Where it begins something, machine 10 may be held back as well.
+    let own = Guarded { port: port(&all[0]), rules: rules(&["deny out icmp to 10.9.0.0/24"]) };
+    on_b.switch.guard(&[], &Tagged::new()).await.unwrap();
+    on_a.switch.guard(&[own], &Tagged::new()).await.unwrap();
+    pings_in_vain(&one, "10.9.0.11").await;
+    pings(&one, "fd09::b").await;
+    pings(&one, "10.9.0.1").await;
 }

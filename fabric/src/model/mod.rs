@@ -4,6 +4,7 @@
 //! Values are plain data; limits are checked by [`check`] at every door.
 
 pub mod check;
+pub mod firewall;
 mod machine;
 mod names;
 mod network;

@@ -7,10 +7,11 @@
 //! ```
 //!
 //! Machines of one node reach each other by the bridge alone; it learns nothing: each port has its machine's hardware address,
-//! and what is for nobody here goes to the daemon. What a machine may send is in [`rules`]. The namespace has no way to the
+//! and what is for nobody here goes to the daemon. What a machine may send is in [`rules`], with whom it may speak in [`firewall`]. The namespace has no way to the
 //! host. It outlives the daemon, so machines here go on talking to each other while there is none; who comes after opens the
 //! same switch again, and reaches the others through a TAP of its own.
 
+mod firewall;
 mod links;
 mod rules;
 
@@ -27,6 +28,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::time::timeout;
 
+pub use self::firewall::{Guarded, Tagged};
 use self::links::Links;
 use self::rules::{FABRIC, TABLE};
 use crate::directory::Network;
@@ -201,6 +203,23 @@ impl Switch {
     /// When nothing can be learnt of it.
     pub async fn dropped(&self) -> Result<Vec<(Reason, u64)>, SwitchError> {
         rules::counts(&self.listing().await?).ok_or_else(|| SwitchError::Rules(format!("its list of {TABLE} is none")))
+    }
+
+    /// Sets which rules hold for machines here, in place of all that held; of the others, no rule does.
+    ///
+    /// # Errors
+    /// When they are not in place: those that were hold on then.
+    pub async fn guard(&self, guarded: &[Guarded], tagged: &Tagged) -> Result<(), SwitchError> {
+        nft(&self.namespace, &firewall::rules(guarded, tagged)).await
+    }
+
+    /// How many packets its firewall has dropped.
+    ///
+    /// # Errors
+    /// When nothing can be learnt of it.
+    pub async fn denied(&self) -> Result<u64, SwitchError> {
+        let listing = run_nft(&self.namespace, &["--json", "list", "table", "inet", "smartnode"], "").await?;
+        rules::packets(&listing, firewall::DENIED).ok_or_else(|| SwitchError::Rules("it counts nothing".into()))
     }
 
     /// Names of the interfaces in its namespace, in order.

@@ -97,21 +97,21 @@ pub(super) fn without(name: &str) -> String {
     format!("delete element {TABLE} ports {{ {name} }}\ndelete chain {TABLE} {name}\n")
 }
 
-fn set(items: impl IntoIterator<Item = impl ToString>) -> String {
+pub(super) fn set(items: impl IntoIterator<Item = impl ToString>) -> String {
     let items: Vec<String> = items.into_iter().map(|item| item.to_string()).collect();
     format!("{{ {} }}", items.join(", "))
 }
 
 /// What `nft --json list table` says was dropped.
 pub(super) fn counts(listing: &[u8]) -> Option<Vec<(Reason, u64)>> {
+    COUNTED.into_iter().map(|reason| Some((reason, packets(listing, reason.name())?))).collect()
+}
+
+/// What `nft --json list table` says was counted under a name.
+pub(super) fn packets(listing: &[u8], name: &str) -> Option<u64> {
     let listing: serde_json::Value = serde_json::from_slice(listing).ok()?;
-    let counters = listing.get("nftables")?.as_array()?.iter().filter_map(|item| item.get("counter"));
-    let count = |counter: &serde_json::Value| {
-        let name = counter.get("name")?.as_str()?;
-        let reason = COUNTED.into_iter().find(|reason| reason.name() == name)?;
-        Some((reason, counter.get("packets")?.as_u64()?))
-    };
-    Some(counters.filter_map(count).collect())
+    let mut counters = listing.get("nftables")?.as_array()?.iter().filter_map(|item| item.get("counter"));
+    counters.find(|counter| counter.get("name").and_then(|it| it.as_str()) == Some(name))?.get("packets")?.as_u64()
 }
 
 /// The ports that `nft --json list table` tells of: chains of their names.

@@ -1,4 +1,4 @@
-use super::rules::{base, counts, port, ports, without};
+use super::rules::{base, counts, packets, port, ports, without};
 use super::*;
 use crate::fixtures::{endpoint, machine};
 
@@ -52,9 +52,9 @@ fn what_nft_lists_is_read_and_garbage_is_not() {
     let listing = br#"{"nftables": [{"metainfo": {"version": "1.0.6"}}, {"chain": {"family": "bridge", "name": "ingress"}},
         {"chain": {"family": "bridge", "name": "m-22a24ce4b60d"}}, {"counter": {"name": "flood", "packets": 7, "bytes": 1}},
         {"counter": {"name": "other", "packets": 3, "bytes": 1}}]}"#;
-    assert_eq!(counts(listing), Some(vec![(Reason::Flood, 7)]));
+    assert_eq!((packets(listing, "flood"), packets(listing, "tagged")), (Some(7), None));
     assert_eq!(ports(listing), Some(vec!["m-22a24ce4b60d".to_owned()]));
     for garbage in [&b""[..], b"{}", b"[]", b"\xff"] {
-        assert_eq!((counts(garbage), ports(garbage)), (None, None));
+        assert_eq!((counts(garbage), packets(garbage, "flood"), ports(garbage)), (None, None, None));
     }
 }
