@@ -57,6 +57,8 @@ const TURN: &str = "turn";
 const BLOW_AFTER_MS: std::ops::Range<u64> = 0..16;
 /// For how long: a write gives up after ten seconds.
 const BLOW_US: std::ops::Range<u64> = 1_000_000..25_000_000;
+/// How often a move is of what has just been placed, when there is something.
+const MOVES_NEW: f64 = 0.5;
 /// The kind of operation that a move is.
 const MOVE: &str = "move";
 /// Ports of hosts that machines publish, and how many machines one.
@@ -146,7 +148,15 @@ fn next_move(ledger: &Ledger, rng: &mut StdRng) -> Option<(MachineRecord, NodeId
         let movable: Vec<_> = placed.filter(|record| record.desired != Desired::Deleted).cloned().collect();
         (movable, state.nodes.keys().copied().collect::<Vec<_>>())
     });
-    let record = movable.choose(rng)?.clone();
+    // What has just been placed has not started there yet, for a moment: whoever moves it then moves what it finds.
+    let new: Vec<_> = movable
+        .iter()
+        .filter(|record| record.placement.is_some_and(|at| !at.confirmed && at.moving.is_none()))
+        .collect();
+    let record = match new.choose(rng) {
+        Some(record) if rng.random_bool(MOVES_NEW) => (*record).clone(),
+        _ => movable.choose(rng)?.clone(),
+    };
     let owner = record.placement.map(|placement| placement.node);
     let others: Vec<_> = nodes.into_iter().filter(|node| Some(*node) != owner).collect();
     Some((record, *others.choose(rng)?))
