@@ -1,6 +1,6 @@
 # Two commands do all their own set-up on a fresh Debian 12 with Rust: `make demo` and `make test`.
 
-.PHONY: help demo test bench peers build sim swarm mutants fmt setup tools clean
+.PHONY: help demo test bench bench-overlay peers build sim swarm mutants fmt setup tools clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -16,6 +16,9 @@ bench: setup peers ## figures beside those of etcd, serf, LXD and podman; ROW=na
 	cargo build --release --locked -p smartnode
 	cargo build --profile swarm --locked -p smartnode-sim
 	cargo bench --locked -p smartnode-tests --bench fabric -- $(ROW) $(if $(RECORD),--record)
+
+bench-overlay: ## figures of overlay networks alone, beside those of other tunnels; RECORD=1 writes README's
+	$(MAKE) bench ROW=overlay
 
 build: ## the binary, optimised
 	cargo build --release --locked -p smartnode

@@ -14,6 +14,7 @@ mod load;
 mod machines;
 mod moves;
 mod nodes;
+mod overlay;
 mod peers;
 mod simulator;
 
@@ -54,6 +55,7 @@ const MEASURES: &[(&str, Measure)] = &[
     ("busy", idle::busy),
     ("simulator", simulator::runs),
     ("crowd", simulator::crowd),
+    ("overlay", overlay::rows),
 ];
 
 /// Where the committed results are, in the repository.
