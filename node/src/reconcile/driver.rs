@@ -4,6 +4,7 @@
 //! remembered of it but when to look.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use tokio::time::Instant;
 
 use super::held::{Answer, HeldGuard, answer};
 use super::publish::Published;
-use super::{Action, Facts, Local, Phase, backed_off, backoff, decide, lost};
+use super::{Action, Facts, Local, Phase, View, backed_off, backoff, decide, lost};
 use crate::api::failure::Failure;
 use crate::node::context::{Context, DOUBT};
 use crate::node::lease;
@@ -55,8 +56,7 @@ struct Reconciler {
     /// Machines whose last action failed: until when they rest, unless their record changes from this revision.
     resting: BTreeMap<MachineId, (Instant, Option<u64>)>,
     absent: BTreeSet<MachineId>,
-    /// See [`Facts::current`].
-    current: bool,
+    view: View,
     /// Machines of which it was told that their launch record is damaged.
     damaged: BTreeSet<MachineId>,
     /// Look again after this.
@@ -78,23 +78,23 @@ pub async fn run(context: Arc<Context>) {
         busy: BTreeSet::new(),
         resting: BTreeMap::new(),
         absent: BTreeSet::new(),
-        current: false,
+        view: View::Unknown,
         damaged: BTreeSet::new(),
         next: LOOK,
         done,
     };
-    // A task of its own, so that what it holds while it waits is given back when it has waited long enough.
-    let mut asking = JoinSet::from_iter([tokio::time::timeout(ALONE, current(context.clone()))]);
+    // A task of its own, which goes on whatever is looked at here.
+    let mut asking = JoinSet::from_iter([current(context.clone())]);
+    let mut alone = pin!(tokio::time::sleep(ALONE));
     loop {
         reconciler.look().await;
         tokio::select! {
             biased;
             () = context.shutdown.cancelled() => return,
-            Some(known) = asking.join_next() => {
-                reconciler.current = true;
-                if !matches!(known, Ok(Ok(()))) {
-                    tracing::warn!("nobody tells this node how its machines are to be: it goes by its own copy");
-                }
+            Some(_) = asking.join_next() => reconciler.view = View::Current,
+            () = &mut alone, if reconciler.view == View::Unknown => {
+                reconciler.view = View::Own;
+                tracing::warn!("nobody tells this node how its machines are to be: it goes by its own copy");
             }
             Some(outcome) = finished.recv() => reconciler.finished(outcome),
             _ = changed(&mut runtime) => {}
@@ -182,7 +182,7 @@ impl Reconciler {
             moved: &moved,
             room: &room,
             leased: lease::covers(&self.context.lease.borrow(), boottime, index),
-            current: self.current,
+            view: self.view,
             now_ms,
         };
         let mut lost = lost(&facts);

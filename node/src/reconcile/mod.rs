@@ -53,6 +53,18 @@ pub struct Local {
     pub phase: Phase,
 }
 
+/// What this node goes by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum View {
+    /// Since its daemon began it has not learnt how things are: its copy of the ledger may be of before its machines were
+    /// stopped, deleted, moved or taken over.
+    Unknown,
+    /// The same, and nobody could be asked: it goes by its own copy, as far as what lies here agrees.
+    Own,
+    /// Its view has been current.
+    Current,
+}
+
 /// Everything that the decision needs.
 #[derive(Debug)]
 pub struct Facts<'a> {
@@ -74,9 +86,8 @@ pub struct Facts<'a> {
     pub room: &'a Room,
     /// This node holds a lease whose revision covers the records: exclusive machines may start.
     pub leased: bool,
-    /// This node's view has been current since its daemon began, or nobody could tell it how things are. Before that the
-    /// view may be of before its machines were stopped, deleted, moved or taken over.
-    pub current: bool,
+    /// What this node goes by.
+    pub view: View,
     /// The cluster's time, Unix milliseconds: what has failed is not tried again before its back-off is over.
     pub now_ms: u64,
 }
@@ -126,7 +137,7 @@ pub enum Action {
 
 /// Compares and decides.
 pub fn decide(facts: &Facts<'_>) -> Vec<Action> {
-    if !facts.current {
+    if facts.view == View::Unknown {
         return Vec::new();
     }
     let ids: BTreeSet<_> = facts.records.keys().chain(facts.locals.keys()).copied().collect();
@@ -186,6 +197,8 @@ fn own(facts: &Facts<'_>, record: &MachineRecord, placement: &Placement, local: 
         // It would write where nothing can be written.
         (Some(local), _) if facts.room.holds(id) => local.runs().then_some(Action::Stop(id)),
         // Whoever brings it here learns that there is no room.
+        // Its disk is not here: it may have been deleted, and destroyed, since our copy was written.
+        (None, _) if facts.view == View::Own => None,
         (None, _) => may_try.then_some(Action::Start { machine: id, epoch: placement.epoch, clean: false }),
         (Some(local), _) => kept(facts, record, placement, *local, leased),
     }
@@ -212,7 +225,12 @@ fn kept(
         return brought(facts, placement).then_some(Action::Stop(id));
     }
     if local.epoch < placement.epoch {
-        return if local.runs() { Some(Action::Stop(id)) } else { start(placement.fresh) };
+        return match local.runs() {
+            true => Some(Action::Stop(id)),
+            // The same for the disk that it would begin with.
+            false if placement.fresh && facts.view == View::Own => None,
+            false => start(placement.fresh),
+        };
     }
     match local.phase {
         Phase::Up | Phase::Frozen if local.restarts < record.restarts => Some(Action::Restart(id)),

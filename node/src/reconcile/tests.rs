@@ -33,7 +33,7 @@ fn facts<'a>(
         known_absent: &NONE,
         waiting,
         moved: &NOTHING,
-        current: true,
+        view: View::Current,
         room: &ROOM,
         leased,
         now_ms: 1000,
@@ -69,8 +69,22 @@ fn decided(record: Option<MachineRecord>, local: Option<Local>, leased: bool) ->
 fn nothing_is_done_by_a_view_that_may_be_of_before_the_restart() {
     let (records, locals) = (BTreeMap::from([(ID, record(Some(placed(ME, 1))))]), BTreeMap::new());
     let none = BTreeSet::new();
-    assert_eq!(decide(&Facts { current: false, ..facts(&records, &locals, &none, true) }), []);
+    assert_eq!(decide(&Facts { view: View::Unknown, ..facts(&records, &locals, &none, true) }), []);
     assert_eq!(decide(&facts(&records, &locals, &none, true)).len(), 1);
+}
+
+#[test]
+fn a_node_that_is_alone_starts_what_has_its_disk_here_and_begins_no_other() {
+    let decided = |record: MachineRecord, local: Option<Local>| {
+        let (records, locals) = (BTreeMap::from([(ID, record)]), local.into_iter().map(|l| (ID, l)).collect());
+        let none = BTreeSet::new();
+        decide(&Facts { view: View::Own, ..facts(&records, &locals, &none, true) })
+    };
+    let start = |epoch| [Action::Start { machine: ID, epoch, clean: false }];
+    assert_eq!(decided(record(Some(placed(ME, 1))), Some(local(1, Phase::Down))), start(1));
+    assert_eq!(decided(record(Some(placed(ME, 1))), None), [], "it may have been deleted since");
+    let anew = Placement { fresh: true, ..placed(ME, 3) };
+    assert_eq!(decided(record(Some(anew)), Some(local(1, Phase::Down))), [], "the same");
 }
 
 #[test]
