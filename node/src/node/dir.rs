@@ -166,6 +166,8 @@ pub(crate) mod tests {
 
         let mut later = wire::encode(&file());
         later[4] = 2;
+        let covered = [&later[..16], &later[wire::HEADER_BYTES..]].concat();
+        later[16..wire::HEADER_BYTES].copy_from_slice(&fabric::ids::Digest::of(&covered).0);
         disk.write(FILE, &later).unwrap();
         assert!(matches!(ClusterFile::load(&disk), Err(DirError::Newer(_))));
     }

@@ -22,6 +22,8 @@ use crate::report::tally;
 
 const PORT: u16 = 7420;
 const ANSWER_BYTES_MAX: usize = 64;
+/// Between two pings, or two tries to count one.
+const PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
 struct Wall(Arc<dyn Clock>);
@@ -137,7 +139,13 @@ async fn ping(endpoint: quinn::Endpoint, boot: Boot, this: Arc<Ping>) -> io::Res
     tokio::spawn(serve(endpoint.clone()));
     loop {
         count += 1;
-        boot.seams.disk.write("count", &count.to_le_bytes())?;
+        if let Err(error) = boot.seams.disk.write("count", &count.to_le_bytes()) {
+            if !boot.has_power() {
+                return Err(error);
+            }
+            sleep(PAUSE).await;
+            continue;
+        }
         this.known().entry(boot.host).or_default().counted = count;
         let to = HostId((boot.host.0 + count) % boot.hosts + 1);
         let answer = timeout(Duration::from_secs(1), ask(&endpoint, to, &count.to_le_bytes())).await;
@@ -149,7 +157,7 @@ async fn ping(endpoint: quinn::Endpoint, boot: Boot, this: Arc<Ping>) -> io::Res
             known.pongs += 1;
             known.last_pong_us = boot.recorder.world_us();
         }
-        sleep(Duration::from_millis(100)).await;
+        sleep(PAUSE).await;
     }
 }
 
