@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use fabric::ids::Digest;
+use fabric::wire::HEADER_BYTES;
 use serde_json::Value;
 use smartnode_tests::{Cluster, Reply, poll};
 
@@ -182,6 +184,8 @@ fn a_directory_of_another_cluster_or_version_is_refused() {
     let old = std::fs::read(&file).unwrap();
     let mut newer = old.clone();
     newer[4] = newer[4].wrapping_add(1);
+    let covered = [&newer[..16], &newer[HEADER_BYTES..]].concat();
+    newer[16..HEADER_BYTES].copy_from_slice(&Digest::of(&covered).0);
     std::fs::write(&file, &newer).unwrap();
     let refused = cluster.daemon_fails(1, &["start"]);
     expect(&refused, 1, &["newer", "upgrade"]);
